@@ -1,3 +1,3 @@
-"""Rules to Ranks: from cellular-automaton rules to the ranks of low-rank adapters."""
+"""Rules to Ranks: from cellular-automaton rules to LoRA ranks, in notebooks that run."""
 
 __version__ = "0.1.0"

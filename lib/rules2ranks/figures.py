@@ -1,0 +1,88 @@
+"""One style, one palette, and the plots that recur."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+PALETTE = {
+    "blue": "#0072B2",
+    "orange": "#E69F00",
+    "green": "#009E73",
+    "red": "#D55E00",
+    "purple": "#CC79A7",
+    "sky": "#56B4E9",
+    "grey": "#8A8F98",
+    "ink": "#22262B",
+}
+#: Wolfram's four classes, from uniform to complex.
+CLASS_COLOURS = {1: PALETTE["grey"], 2: PALETTE["sky"], 3: PALETTE["orange"], 4: PALETTE["red"]}
+CLASS_NAMES = {1: "I uniform", 2: "II periodic", 3: "III chaotic", 4: "IV complex"}
+_CELLS = ListedColormap(["#FFFFFF", PALETTE["ink"]])
+
+
+def use_style() -> None:
+    """Set the project's style for every figure that follows."""
+    sns.set_theme(context="notebook", style="ticks", palette=list(PALETTE.values()))
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 100,
+            "savefig.dpi": 150,
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+            "font.size": 11,
+            "axes.titlesize": 12,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.labelsize": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": PALETTE["ink"],
+            "legend.frameon": False,
+            "legend.fontsize": 10,
+            "lines.linewidth": 1.8,
+        }
+    )
+
+
+def spacetime(ax: Axes, rows: np.ndarray, title: str | None = None) -> Axes:
+    """Draw rows `(T, W)` of 0 and 1 with time downwards and 1 in black."""
+    rows = np.asarray(rows)
+    if rows.ndim != 2:
+        raise ValueError(f"a space-time diagram has shape (T, W), not {rows.shape}")
+    ax.imshow(rows, cmap=_CELLS, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set(visible=True, linewidth=0.6)
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def dots_with_intervals(
+    ax: Axes, labels: Sequence[str], intervals: Sequence[tuple[float, float, float]], colour: str = PALETTE["blue"]
+) -> Axes:
+    """One row a label, first label on top: a dot at the estimate and a bar from low to high."""
+    if len(labels) != len(intervals):
+        raise ValueError(f"{len(labels)} labels for {len(intervals)} intervals")
+    place = np.arange(len(labels))[::-1]
+    middle, low, high = np.asarray([tuple(interval)[:3] for interval in intervals], float).T
+    ax.errorbar(middle, place, xerr=[middle - low, high - middle], fmt="o", color=colour, capsize=3, markersize=6)
+    ax.set_yticks(place, labels)
+    ax.set_ylim(-0.6, len(labels) - 0.4)
+    return ax
+
+
+def by_class(ax: Axes, x: Sequence[float], y: Sequence[float], classes: Sequence[int]) -> Axes:
+    """Scatter of rules coloured by Wolfram class, with a legend of the classes that occur."""
+    x, y, classes = map(np.asarray, (x, y, classes))
+    for number, colour in CLASS_COLOURS.items():
+        if (here := classes == number).any():
+            ax.scatter(x[here], y[here], color=colour, label=CLASS_NAMES[number], s=36, edgecolor="white", linewidth=0.6)
+    ax.legend(title="Wolfram class")
+    return ax

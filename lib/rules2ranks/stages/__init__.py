@@ -1,0 +1,19 @@
+"""The steps of the walk on plain parameters, each found in `runs/` or made: what notebooks and Snakemake call."""
+
+import importlib
+
+_HOMES = {
+    "pretrain": "learning",
+    "downstream": "learning",
+    "language": "learning",
+    "prune": "compressing",
+    "recover": "compressing",
+    "fragility": "compressing",
+}
+
+
+def __getattr__(name: str):
+    # A stage is imported when first asked for, so that what needs no torch does not wait for it.
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"rules2ranks.stages.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'rules2ranks.stages' has no attribute {name!r}; its stages are {', '.join(_HOMES)}")

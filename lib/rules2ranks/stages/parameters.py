@@ -1,0 +1,145 @@
+"""What each notebook takes as parameters, and where it writes. Light: imports neither torch nor matplotlib."""
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from rules2ranks import runs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rule = Annotated[int, Field(ge=0, le=255, description="ECA rule in Wolfram's numbering")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Steps = Annotated[int, Field(ge=1, le=10_000_000, description="optimiser steps")]
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1, description="learning rate")]
+Rank = Annotated[int, Field(ge=1, le=256, description="LoRA rank")]
+Task = Literal["hard", "easy", "nim"]
+Spread = Literal["uniform", "global"]
+Importance = Literal["taylor", "l2", "random"]
+
+NOTEBOOKS: dict[str, type["Notebook"]] = {}
+
+
+class Notebook(runs.Params):
+    """A notebook's parameters. They have no defaults here: those stand in the notebook and in `profiles/`."""
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if name:
+            cls.name = name
+            NOTEBOOKS[name] = cls
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any]) -> Self:
+        """Check the names that a notebook's parameters cells set, given its `globals()`.
+
+        In a notebook only cells made of nothing but assignments of plain values count (the parameters cell, and the
+        one that papermill injects), so that the set-up cell can be run again at any time.
+
+        Raises:
+            ParameterError: an unknown name, a wrong type or an impossible value; says what is allowed.
+        """
+        if "In" in values:
+            values = {name: values[name] for source in values["In"] for name in _assigned(source) if name in values}
+        return super().check(values)
+
+    @property
+    def folder(self) -> Path:
+        """Where this notebook writes with these parameters."""
+        return folder(self.name, self.model_dump(mode="json"))
+
+    def save(self, fig: "Figure", name: str) -> None:
+        """Keep a figure as PNG beside the metrics; the notebook still shows it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fig.savefig(self.folder / f"{name}.png")
+
+    def finish(self, metrics: Mapping[str, float | int | str]) -> None:
+        """Write `metrics.json`, whole or not at all: the sign that the notebook came to its end."""
+        runs.write_json(self.folder / "metrics.json", dict(metrics))
+
+
+def folder(name: str, values: Mapping[str, Any]) -> Path:
+    """`runs/notebooks/<name>/<key>/` for a notebook run with these parameters."""
+    return runs.root() / "notebooks" / name / runs.key(values)
+
+
+def _assigned(source: str) -> list[str]:
+    """Names that a cell sets, if all it does is to set names to plain values."""
+    try:
+        body = ast.parse(source).body
+        for statement in body:
+            ast.literal_eval(statement.value)
+        return [t.id for s in body for t in (s.targets if isinstance(s, ast.Assign) else [s.target])]
+    except (SyntaxError, ValueError, AttributeError, TypeError):
+        return []
+
+
+class StartHere(Notebook, name="00_start_here"):
+    rule: Rule
+
+
+class Pretrain(Notebook, name="20_pretrain"):
+    rule: Rule
+    width: Size
+    rows: Size
+    steps: Steps
+    layers: Size
+    heads: Size
+    hidden: Size
+    seed: Seed
+
+
+class Downstream(Notebook, name="21_downstream"):
+    rule: Rule
+    pretrain_steps: Steps
+    steps: Steps
+    seed: Seed
+
+
+class EdgeOfChaos(Notebook, name="22_edge_of_chaos"):
+    rule: Rule
+    seed: Seed
+    task: Task
+
+
+class LanguageSuite(Notebook, name="24_language_suite"):
+    steps: Steps
+    seed: Seed
+
+
+class Prune(Notebook, name="30_prune"):
+    ratio: Share
+    rule: Rule
+    seed: Seed
+
+
+class Recover(Notebook, name="31_recover"):
+    ratio: Share
+    spread: Spread
+    rank: Rank
+    steps: Steps
+    seed: Seed
+
+
+class RankAdaptor(Notebook, name="32_rank_adaptor"):
+    ratio: Share
+    mean_rank: Rank
+    seed: Seed
+
+
+class ComplexityAndCompression(Notebook, name="40_complexity_and_compression"):
+    rules: Annotated[list[Rule], Field(min_length=1)]
+    ratios: Annotated[list[Share], Field(min_length=1)]
+    seed: Seed
+
+
+class Scorecard(Notebook, name="90_scorecard"):
+    digits: Annotated[int, Field(ge=1, le=6)]
