@@ -48,6 +48,4 @@ def table(name: str) -> pd.DataFrame:
 def _read(name: str) -> pd.DataFrame:
     if name not in names():
         raise ValueError(f"no published table {name!r}: expected one of {names()}")
-    return pd.read_csv(data_folder() / "published" / f"{name}.csv", dtype={"value": float, "setting": str}).fillna(
-        {"setting": ""}
-    )
+    return pd.read_csv(data_folder() / "published" / f"{name}.csv", dtype={"value": float, "setting": str})
