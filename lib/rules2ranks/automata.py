@@ -54,7 +54,7 @@ def simulate(
     every = _integer("every", every, 1)
     if boundary not in BOUNDARIES:
         raise ValueError(f"boundary must be one of {', '.join(BOUNDARIES)}; got {boundary!r}")
-    states = _states(states)
+    states = as_bits(states)
     batch, width = states.shape[:-1], states.shape[-1]
     rows = np.empty((int(np.prod(batch, dtype=np.int64)), steps + 1, width), np.uint8)
     coefficients = algebraic_normal_form(rule) * _ONES
@@ -83,6 +83,20 @@ def single_cell(width: int) -> Bits:
     state = np.zeros(_integer("width", width, 1), np.uint8)
     state[len(state) // 2] = 1
     return state
+
+
+def as_bits(values: ArrayLike) -> Bits:
+    """The values ``(..., W)`` as contiguous uint8.
+
+    Raises ValueError unless there is at least one axis, the last one is not empty and every value is 0 or 1.
+    """
+    array = np.asarray(values)
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise ValueError(f"expected cells of shape (..., width) with at least one cell; got shape {array.shape}")
+    wrong = (array != 0) & (array != 1)
+    if wrong.any():
+        raise ValueError(f"cells must be 0 or 1; got {array[wrong].flat[0]}")
+    return np.ascontiguousarray(array, np.uint8)
 
 
 def rule_table(rule: int) -> Bits:
@@ -146,17 +160,6 @@ def _integer(name: str, value: int, low: int, high: int | None = None) -> int:
     if number < low or (high is not None and number > high):
         raise ValueError(f"{name} must be {expected}; got {number}")
     return number
-
-
-def _states(states: ArrayLike) -> Bits:
-    """The states as contiguous uint8, or a ValueError: at least one axis, at least one cell, only 0 and 1."""
-    array = np.asarray(states)
-    if array.ndim == 0 or array.shape[-1] == 0:
-        raise ValueError(f"states must have the shape (..., width) with at least one cell; got shape {array.shape}")
-    wrong = (array != 0) & (array != 1)
-    if wrong.any():
-        raise ValueError(f"states must hold only 0 and 1; got {array[wrong].flat[0]}")
-    return np.ascontiguousarray(array, np.uint8)
 
 
 @njit(cache=True)
