@@ -239,9 +239,12 @@ def _load_or_none(folder: Path) -> Result | None:
 class Stage:
     """A function whose results are kept. Call it with keyword parameters; `Params` is its typed model."""
 
-    def __init__(self, function: Callable[..., dict], version: int, uses: tuple["Stage", ...]):
+    def __init__(
+        self, function: Callable[..., dict], version: int, uses: tuple["Stage", ...], reads: tuple[Path, ...]
+    ):
         functools.update_wrapper(self, function)
-        self.name, self.version, self.uses, self._function = function.__name__, version, uses, function
+        self.name, self.version, self.uses, self.reads = function.__name__, version, uses, reads
+        self._function = function
         hints = get_type_hints(function, include_extras=True)
         _, *parameters = inspect.signature(function).parameters.values()
         fields = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
@@ -249,8 +252,9 @@ class Stage:
 
     @property
     def versions(self) -> str:
-        """This stage's version and those of all stages it builds on: part of every key."""
-        return ",".join([f"{self.name}={self.version}", *(used.versions for used in self.uses)])
+        """This stage's version, those of all stages it builds on and the files it reads: part of every key."""
+        files = (f"{path.name}={_sha256(path)[:12]}" for path in self.reads)
+        return ",".join([f"{self.name}={self.version}", *files, *(used.versions for used in self.uses)])
 
     def __call__(self, **parameters: Any) -> Result:
         checked = self.Params.check(parameters)
@@ -264,9 +268,12 @@ class Stage:
         return _load_or_none(folder) if folder.is_dir() else None
 
 
-def stage(version: int, uses: tuple[Stage, ...] = ()) -> Callable[[Callable[..., dict]], Stage]:
+def stage(
+    version: int, uses: tuple[Stage, ...] = (), reads: tuple[Path, ...] = ()
+) -> Callable[[Callable[..., dict]], Stage]:
     """Make a stage of `function(work: Path, **typed parameters) -> metrics`.
 
-    Raise `version` whenever the same parameters would give another result; `uses` names the stages it builds on.
+    Raise `version` whenever the same parameters would give another result; `uses` names the stages it builds on,
+    `reads` the shipped files whose content decides its result.
     """
-    return lambda function: Stage(function, version, uses)
+    return lambda function: Stage(function, version, uses, reads)

@@ -1,0 +1,144 @@
+"""The GPT-2 on binary rows, the small Llama, and loading any causal language model."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+logging.disable_progress_bar()  # loading a model of two megabytes needs no progress bar
+
+
+class RowGPT(nn.Module):
+    """GPT-2 blocks between two linear layers: one position is one row of cells, with no token embedding.
+
+    Causal: the output at position t sees rows 0…t only (`Intelligence at the Edge of Chaos`, with the mask that its
+    published code lacks). Input `(B, T, inputs)` floats, output logits `(B, T, outputs)`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, layers: int, heads: int, hidden: int, rows: int, seed: int):
+        super().__init__()
+        if hidden % heads:
+            raise ValueError(f"hidden ({hidden}) must be a multiple of heads ({heads})")
+        config = GPT2Config(
+            vocab_size=1,
+            n_positions=rows,
+            n_embd=hidden,
+            n_layer=layers,
+            n_head=heads,
+            bos_token_id=0,
+            eos_token_id=0,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            use_cache=False,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.body = GPT2Model(config)
+            self.input = nn.Linear(inputs, hidden)
+            self.output = nn.Linear(hidden, outputs)
+        self.body.wte = nn.Identity()  # rows come in as vectors: nothing looks a token up
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.output(self.body(inputs_embeds=self.input(rows)).last_hidden_state)
+
+
+class TaskGPT(nn.Module):
+    """A RowGPT's blocks under new ends for a downstream task.
+
+    Boards `(B, T, cells)` of integers go through a new linear layer, tokens `(B, T)` through a new embedding; the
+    output is `(B, T, cells, classes)` or `(B, T, classes)`. The new ends and, for longer sequences than the body has
+    positions for, new positions are drawn from `seed`.
+    """
+
+    def __init__(
+        self, body: GPT2Model, kind: Literal["boards", "tokens"], *, cells: int, classes: int, length: int, seed: int
+    ):
+        super().__init__()
+        hidden = body.config.n_embd
+        self.kind, self.cells, self.classes = kind, cells, classes
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.input = nn.Linear(cells, hidden) if kind == "boards" else nn.Embedding(classes, hidden)
+            self.output = nn.Linear(hidden, cells * classes if kind == "boards" else classes)
+            if length > body.config.n_positions:
+                longer = nn.Embedding(length, hidden)
+                nn.init.normal_(longer.weight, std=body.config.initializer_range)
+                longer.weight.data[: body.config.n_positions] = body.wpe.weight.data
+                body.wpe = longer
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedded = self.input(x.float() if self.kind == "boards" else x)
+        logits = self.output(self.body(inputs_embeds=embedded).last_hidden_state)
+        return logits.unflatten(-1, (self.cells, self.classes)) if self.kind == "boards" else logits
+
+
+def small_llama(seed: int) -> LlamaForCausalLM:
+    """A Llama of about half a million parameters with grouped-query attention, for the seven symbolic tasks.
+
+    Eight layers of hidden size 64, 8 query heads of 16 on 4 key/value heads, SwiGLU of 192, vocabulary 50. Heads as
+    wide as 16 and a rope base as small as 100 suit sequences of some twenty tokens.
+    """
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=16,
+        max_position_embeddings=64,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        use_cache=False,
+        initializer_range=0.02,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def load_causal_lm(place: str | Path) -> PreTrainedModel:
+    """A causal language model from a folder (or hub name) that transformers loads; safetensors only, in eval mode.
+
+    Raises:
+        OSError: there is no such folder, and the hub cannot be reached or knows no such name.
+    """
+    return AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype=torch.float32).eval()
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """All of a module's parameters and buffers as one safetensors file."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Weights written by `save_weights`, into a module of exactly those names and shapes, in place.
+
+    Raises:
+        RuntimeError: a name or a shape does not fit; torch's message lists them.
+    """
+    model.load_state_dict(load_file(path), strict=True)
+
+
+def shuffle_weights(model: nn.Module, seed: int) -> None:
+    """Shuffle the entries within every weight matrix, in place: the same scale and histogram, nothing learnt."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                order = torch.randperm(p.numel(), generator=generator).to(p.device)
+                p.copy_(p.flatten()[order].view_as(p))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """The number of a module's parameters, trained or not."""
+    return sum(p.numel() for p in model.parameters())
