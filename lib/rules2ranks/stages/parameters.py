@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rule = Annotated[int, Field(ge=0, le=255, description="ECA rule in Wolfram's numbering")]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Steps = Annotated[int, Field(ge=1, le=10_000_000, description="optimiser steps")]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -84,6 +84,21 @@ def _assigned(source: str) -> list[str]:
 
 class StartHere(Notebook, name="00_start_here"):
     rule: Rule
+
+
+class Automata(Notebook, name="10_automata"):
+    rule: Rule
+    width: Annotated[int, Field(ge=8, le=1000, description="cells of a row")]
+    steps: Annotated[int, Field(ge=8, le=1000, description="updates, and rows after the first")]
+    seed: Seed
+
+
+class Complexity(Notebook, name="11_complexity"):
+    width: Annotated[int, Field(ge=8, le=1000, description="cells of a row")]
+    rows: Annotated[int, Field(ge=5, le=40, description="rows of the short runs, the random one included")]
+    long_rows: Annotated[int, Field(ge=5, le=1000, description="rows of the long runs")]
+    burn_in: Annotated[int, Field(ge=1, le=100_000, description="updates before the first row of the long runs")]
+    seeds: Annotated[int, Field(ge=2, le=1000, description="number of random starts, from seed 0 on")]
 
 
 class Pretrain(Notebook, name="20_pretrain"):
