@@ -1,4 +1,4 @@
-"""Settings for every test: reproducible property tests, one torch thread, and how nbval compares notebooks."""
+"""Settings for every test: reproducible property tests and one torch thread."""
 
 from __future__ import annotations
 

@@ -1,0 +1,67 @@
+# One command each; `make help` lists them. Works with GNU make 3.81 (macOS) and later.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON   ?= python3
+CORES    ?= 2
+PROFILE  ?= fast
+EXTRAS   ?=
+PIP_ARGS ?=
+
+VENV := .venv
+BIN  := $(CURDIR)/$(VENV)/bin
+comma := ,
+# One stamp per set of extras: asking for more of them installs again.
+STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
+
+# One thread in everything that is compared; two notebooks or tests run side by side instead.
+RUN_ENV = PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
+	PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 JUPYTER_PREFER_ENV_PATH=1 \
+	$(if $(filter gpu,$(PROFILE)),,CUDA_VISIBLE_DEVICES=)
+RUNS := $(if $(RULES2RANKS_RUNS),$(RULES2RANKS_RUNS),$(CURDIR)/runs)
+
+.PHONY: help install reproduce test reference refresh bench lab clean
+
+help: ## this list
+	@echo "make TARGET [PYTHON=python3.11] [CORES=2] [PROFILE=fast|laptop|gpu] [EXTRAS=llm,chess] [PIP_ARGS=...]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do \
+		printf '%-12s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo "PIP_ARGS goes to pip as it is: an index that holds the CPU build of PyTorch, for example."
+
+install: $(STAMP) ## make .venv and install the exact versions of requirements.txt into it
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or later is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)."; \
+		echo "Name another one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+		echo "No virtual environment could be made; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Installing into $(VENV): a few minutes the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.txt
+	@# setuptools is pinned above, so the package itself is built without fetching anything.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements.txt \
+		--no-build-isolation -e ".$(if $(EXTRAS),[$(EXTRAS)])"
+	@touch $(STAMP)
+
+reproduce: $(STAMP) ## run every notebook (PROFILE=fast: minutes on a laptop CPU); called again it goes on or does nothing
+	@$(RUN_ENV) workflow/reproduce $(PROFILE) $(CORES) "$(RUNS)"
+
+test: $(STAMP) ## lint, unit tests, every notebook from scratch, its metrics and its committed outputs
+	@$(RUN_ENV) tests/run $(CORES)
+
+reference: $(STAMP) ## remake the tables in data/reference/ (goes on where it was stopped)
+	@$(RUN_ENV) python -m rules2ranks.stages.reference --workers $(CORES)
+
+refresh: $(STAMP) ## execute the notebooks and write their outputs back, without times and other noise
+	@$(RUN_ENV) python workflow/refresh.py $(NOTEBOOKS)
+
+bench: $(STAMP) ## measure the kernels beside other packages, into data/reference/bench.csv
+	@$(RUN_ENV) python tests/bench/kernels.py
+
+lab: $(STAMP) ## open the notebooks in JupyterLab
+	@PATH="$(BIN):$$PATH" jupyter lab --notebook-dir=notebooks
+
+clean: ## remove caches and the results of `make test`; your other results in runs/ and .venv stay
+	rm -rf runs/test .pytest_cache .ruff_cache .hypothesis .snakemake build *.egg-info lib/*.egg-info
+	find lib tests workflow -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,100 @@
+"""Executes the committed notebooks with their own defaults and writes the outputs back without times and other noise.
+
+    python workflow/refresh.py [notebooks/10_automata.ipynb ...]
+
+A notebook that raises an error stays as it was. The values in `data/expected/` follow; their tolerances stay.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+import results
+from rules2ranks.stages import parameters
+
+EXPECTED = results.REPOSITORY / "data" / "expected"
+# These two tell what the others found.
+LAST = ["90_scorecard", "00_start_here"]
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python", "version": "3.11"},
+}
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def lasting(output: NotebookNode) -> bool:
+    """Whether an output is worth keeping: progress bars and warnings on stderr, and live widgets, are not."""
+    if output.output_type == "stream":
+        return output.name == "stdout"
+    return WIDGET not in output.get("data", {})
+
+
+def clean(notebook: NotebookNode) -> NotebookNode:
+    """Take out, in place, all that differs between two runs of the same code.
+
+    Outputs of cells tagged `volatile` are dropped; of the metadata only the tags stay.
+    """
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell.outputs = [] if "volatile" in tags else [output for output in cell.outputs if lasting(output)]
+            for output in cell.outputs:
+                output.pop("transient", None)
+    return notebook
+
+
+def expect(name: str, metrics: dict[str, float | int | str]) -> None:
+    """Bring `data/expected/<name>.json` up to date; a metric that is new gets no tolerance, so it has to be exact."""
+    path = EXPECTED / f"{name}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    after = {key: {**before.get(key, {"tolerance": 0}), "value": value} for key, value in metrics.items()}
+    path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    if new := [key for key in after if key not in before and isinstance(after[key]["value"], float)]:
+        print(f"  {path.relative_to(results.REPOSITORY)}: give a tolerance to {', '.join(new)}")
+
+
+def refresh(path: Path) -> bool:
+    """Execute one notebook and write it back; False, and the file untouched, where it raised an error."""
+    begin = time.monotonic()
+    notebook = nbformat.read(path, as_version=4)
+    here = {"metadata": {"path": path.parent}}
+    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", coalesce_streams=True, resources=here)
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        print(f"{path.name}: FAILED, left as it was\n{error}", file=sys.stderr)
+        return False
+    text = nbformat.writes(clean(notebook)) + "\n"
+    changed = text != path.read_text(encoding="utf-8")
+    if changed:
+        path.write_text(text, encoding="utf-8")
+    print(f"{path.name}: {'refreshed' if changed else 'unchanged'}, {time.monotonic() - begin:.0f} s", flush=True)
+    return True
+
+
+def main(names: list[str]) -> int:
+    """Refresh the named notebooks, or all; the exit status tells how many failed."""
+    values = results.values("fast")
+    chosen = [Path(name).stem for name in names] or list(values)
+    failed = 0
+    for name in sorted(chosen, key=lambda name: (name in LAST and LAST.index(name) + 1, name)):
+        if refresh(results.REPOSITORY / "notebooks" / f"{name}.ipynb"):
+            found = parameters.folder(name, values[name]) / "metrics.json"
+            expect(name, json.loads(found.read_text(encoding="utf-8")))
+        else:
+            failed += 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
