@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rules2ranks import tasks
 from rules2ranks.tasks import nim
 from rules2ranks.tasks.nim import Nim

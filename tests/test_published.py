@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+
 from rules2ranks import published
 
 COVERED = ("published", "models", "wolfram_classes.csv")

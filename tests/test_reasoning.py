@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rules2ranks.tasks import reasoning, splits
 from rules2ranks.tasks.reasoning import Boards
 
