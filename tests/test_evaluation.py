@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rules2ranks.evaluation import Interval, correlation, mean_interval, paired
 from scipy import stats
+
+from rules2ranks.evaluation import Interval, correlation, mean_interval, paired
 
 
 @pytest.fixture
