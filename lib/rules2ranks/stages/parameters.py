@@ -48,7 +48,9 @@ class Notebook(runs.Params):
             ParameterError: an unknown name, a wrong type or an impossible value; says what is allowed.
         """
         if "In" in values:
-            values = {name: values[name] for source in values["In"] for name in _assigned(source) if name in values}
+            # nbval runs cells without recording them in In: there all plain values so far are parameters.
+            names = [name for source in values["In"] for name in _assigned(source)] or _plain(values)
+            values = {name: values[name] for name in names if name in values}
         return super().check(values)
 
     @property
@@ -80,6 +82,12 @@ def _assigned(source: str) -> list[str]:
         return [t.id for s in body for t in (s.targets if isinstance(s, ast.Assign) else [s.target])]
     except (SyntaxError, ValueError, AttributeError, TypeError):
         return []
+
+
+def _plain(values: Mapping[str, Any]) -> list[str]:
+    """Public names of plain values, IPython's own aside."""
+    plain = bool | int | float | str | list | None
+    return [n for n, v in values.items() if not n.startswith("_") and n not in ("In", "Out") and isinstance(v, plain)]
 
 
 class StartHere(Notebook, name="00_start_here"):
