@@ -154,7 +154,7 @@ def test_the_best_vector_is_that_of_brute_force(values):
 
 def test_additive_model_finds_the_optimum_of_a_separable_concave_loss():
     space, worth = Space(cost=(1000, 700, 712, 640, 820), mean_rank=2, fixed={0: 2}), np.array([0, 1.0, 1.6, 0.7, 1.3])
-    vectors = allocation.random(space, 20, 0)
+    vectors = allocation.random(space, 14, 0)
     ranks, model = additive(space, vectors, -np.log1p(vectors) @ worth)
     every = every_vector(space)
     assert ranks == every[int(np.argmin(-np.log1p(every) @ worth))] != uniform(space)
