@@ -16,7 +16,7 @@ SPLITS = ("train", "validation")
 
 def parsed(n: int, seed: int, name: str, split: str = "train") -> list[tuple[list[str], list[str]]]:
     """Prompts and answers of one task as lists of words."""
-    tokens, _ = language.batch(n, seed, (name,), split)
+    tokens, _ = language.batch(n, seed, split, (name,))
     result = []
     for row in tokens:
         task, *rest = language.decode(row).split()
@@ -28,7 +28,7 @@ def parsed(n: int, seed: int, name: str, split: str = "train") -> list[tuple[lis
 
 @given(seed=seeds, n=st.integers(1, 40), split=st.sampled_from(SPLITS))
 def test_form_of_a_batch(seed, n, split):
-    tokens, labels = language.batch(n, seed, split=split)
+    tokens, labels = language.batch(n, seed, split)
     assert tokens.shape == labels.shape == (n, language.LENGTH)
     assert tokens.dtype == labels.dtype == np.int64
     assert 0 <= tokens.min() and tokens.max() < language.VOCABULARY == 50
@@ -38,7 +38,7 @@ def test_form_of_a_batch(seed, n, split):
     assert (equals.sum(axis=1) == 1).all()
     # What is scored is just what follows "=" and is not padding.
     assert np.array_equal(scored, (np.cumsum(equals, axis=1) == 1) & ~equals & (tokens != 0))
-    counts = [np.count_nonzero(language.task_names(tokens) == name) for name in language.NAMES]
+    counts = [np.count_nonzero(language.task_names(tokens) == name) for name in language.TASKS]
     assert max(counts) - min(counts) <= 1
 
 
@@ -48,7 +48,7 @@ def test_same_seed_same_batch_and_other_seed_another(seed):
     again = language.batch(21, seed)
     assert np.array_equal(tokens, again[0]) and np.array_equal(labels, again[1])
     assert not np.array_equal(tokens, language.batch(21, seed ^ 1)[0])
-    assert not np.array_equal(tokens, language.batch(21, seed, split="validation")[0])
+    assert not np.array_equal(tokens, language.batch(21, seed, "validation")[0])
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -104,7 +104,7 @@ def test_facts_are_one_fixed_table():
             assert words[tuple(prompt)] == answer
 
 
-@pytest.mark.parametrize("name", language.NAMES)
+@pytest.mark.parametrize("name", language.TASKS)
 def test_the_prompt_determines_the_answer_and_validation_prompts_are_new_where_stated(name):
     answers: dict[str, dict[tuple, tuple]] = {}
     for split in SPLITS:
@@ -135,11 +135,11 @@ def test_stated_numbers_of_prompts():
 def test_score_shifts_as_the_loss_does_and_counts_whole_answers():
     tokens, labels = language.batch(140, 0)
     next_token = np.roll(tokens, -1, axis=1)
-    assert language.score(next_token, labels, tokens) == {name: 1.0 for name in language.NAMES}
+    assert language.score(next_token, labels, tokens) == {name: 1.0 for name in language.TASKS}
     assert set(language.score(tokens, labels, tokens).values()) != {1.0}
     # Only answers count: spoil every position that predicts no answer.
     spoilt = np.where(np.roll(labels, -1, axis=1) == language.IGNORED, 49, next_token)
-    assert language.score(spoilt, labels, tokens) == {name: 1.0 for name in language.NAMES}
+    assert language.score(spoilt, labels, tokens) == {name: 1.0 for name in language.TASKS}
     # One wrong token spoils its answer.
     copies = np.nonzero(language.task_names(tokens) == "copy")[0][:5]
     spoilt = next_token.copy()
@@ -152,7 +152,7 @@ def test_score_shifts_as_the_loss_does_and_counts_whole_answers():
 
 def test_trivial_predictors_know_next_to_nothing():
     scores = language.baselines()
-    for name in language.NAMES:
+    for name in language.TASKS:
         assert 0 < scores["chance"][name] <= 1 / 13
         assert 0 <= scores["majority"][name] < 0.2
 

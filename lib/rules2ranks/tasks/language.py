@@ -30,17 +30,17 @@ from rules2ranks.tasks import nim as nim_game
 from rules2ranks.tasks import splits
 
 LENGTH = 20
-NAMES = ("automaton", "copy", "sort", "addition", "brackets", "nim", "facts")
+TASKS = ("automaton", "copy", "sort", "addition", "brackets", "nim", "facts")
 _NUMBERS = tuple(str(number) for number in range(13))
 _LETTERS = tuple("abcdefghijklmnopqrstuv")
 _PADDING = "."
-WORDS = (_PADDING, "=", *NAMES, *_NUMBERS, *"([{", *")]}", *_LETTERS)
+WORDS = (_PADDING, "=", *TASKS, *_NUMBERS, *"([{", *")]}", *_LETTERS)
 """What each token id stands for."""
 VOCABULARY = len(WORDS)
 RULE = 110
 IGNORED = -100
 
-_PAD, _EQUALS, _TASK, _NUMBER, _OPEN, _CLOSE, _LETTER = map(WORDS.index, (".", "=", NAMES[0], "0", "(", ")", "a"))
+_PAD, _EQUALS, _TASK, _NUMBER, _OPEN, _CLOSE, _LETTER = map(WORDS.index, (".", "=", TASKS[0], "0", "(", ")", "a"))
 _FACTS = 192
 _FACTS_KEY = 1729
 
@@ -178,7 +178,7 @@ HOLDS_OUT = {name: kind.holds_out for name, kind in _KINDS.items()}
 """Whether a task's validation prompts are never trained on; where not, all its prompts occur in both."""
 
 
-def batch(n: int, seed: int, tasks: tuple[str, ...] = NAMES, split: str = "train") -> Pair:
+def batch(n: int, seed: int, split: str = "train", tasks: tuple[str, ...] = TASKS) -> Pair:
     """Draws `n` sequences, the tasks taking turns (which is first depends on the seed).
 
     Returns:
@@ -188,8 +188,8 @@ def batch(n: int, seed: int, tasks: tuple[str, ...] = NAMES, split: str = "train
     Raises:
         ValueError: for n < 1, a negative seed, an unknown split or task, or no task.
     """
-    if not tasks or not set(tasks) <= set(NAMES):
-        raise ValueError(f"tasks must be some of {NAMES}, got {tasks!r}")
+    if not tasks or not set(tasks) <= set(TASKS):
+        raise ValueError(f"tasks must be some of {TASKS}, got {tasks!r}")
     if n < 1:
         raise ValueError(f"a batch needs at least one sequence, got n={n}")
     rng = splits.generator(seed, split)
@@ -203,7 +203,7 @@ def batch(n: int, seed: int, tasks: tuple[str, ...] = NAMES, split: str = "train
         prompt, answer = _examples(_KINDS[name], len(rows), rng, split)
         start = prompt.shape[1] + 2
         end = start + answer.shape[1]
-        tokens[rows, 0] = _TASK + NAMES.index(name)
+        tokens[rows, 0] = _TASK + TASKS.index(name)
         tokens[rows, 1 : start - 1] = prompt
         tokens[rows, start - 1] = _EQUALS
         tokens[rows, start:end] = answer
@@ -224,7 +224,7 @@ def decode(tokens: np.ndarray) -> str:
 
 def task_names(tokens: np.ndarray) -> np.ndarray:
     """The task (n,) of each sequence (n, 20)."""
-    return np.array(NAMES)[tokens[:, 0] - _TASK]
+    return np.array(TASKS)[tokens[:, 0] - _TASK]
 
 
 def score(predicted: np.ndarray, labels: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
@@ -243,7 +243,7 @@ def score(predicted: np.ndarray, labels: np.ndarray, tokens: np.ndarray) -> dict
         raise ValueError(f"expected three arrays of one shape, got {predicted.shape}, {labels.shape}, {tokens.shape}")
     right = ((predicted[:, :-1] == labels[:, 1:]) | (labels[:, 1:] == IGNORED)).all(axis=1)
     names = task_names(tokens)
-    return {name: float(right[names == name].mean()) for name in NAMES if (names == name).any()}
+    return {name: float(right[names == name].mean()) for name in TASKS if (names == name).any()}
 
 
 def baselines(n: int = 7000, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -253,8 +253,8 @@ def baselines(n: int = 7000, seed: int = 0) -> dict[str, dict[str, float]]:
     sequences, scored on `n` validation ones.
     """
     tokens, labels = batch(n, seed)
-    frequent = np.zeros((len(NAMES), LENGTH), dtype=np.int64)
-    for place, name in enumerate(NAMES):
+    frequent = np.zeros((len(TASKS), LENGTH), dtype=np.int64)
+    for place, name in enumerate(TASKS):
         answers, counts = np.unique(labels[task_names(tokens) == name], axis=0, return_counts=True)
         frequent[place] = answers[counts.argmax()]
     tokens, labels = batch(n, seed, split="validation")
