@@ -152,7 +152,7 @@ def task_loss(model: nn.Module, pair: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def pairs(task: tasks.Task, size: int, seed: int, split: str) -> tuple[Tensor, Tensor]:
-    x, y = task.batch(size, seed, split)
+    x, y = task.batch(size, seed, split=split)
     return torch.from_numpy(x).to(training.device()), torch.from_numpy(y).to(training.device())
 
 
@@ -167,7 +167,7 @@ def freeze(model: models.TaskGPT) -> None:
 def downstream(
     work: Path,
     body: pretrain.Params,
-    task: Task = "hard",
+    task: Task = "reasoning-hard",
     start: Start = "pretrained",
     train: Literal["ends", "all"] = "ends",
     steps: Steps = 400,
@@ -244,10 +244,9 @@ def language_scores(size: int, seed: int) -> Callable[[nn.Module], dict[str, flo
     tokens, labels = language_pairs(size, seed, "validation")
 
     def scores(model: nn.Module) -> dict[str, float]:
-        logits = model(input_ids=tokens).logits[:, :-1]
-        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).item()
-        predicted = F.pad(logits.argmax(-1), (1, 0)).cpu().numpy()
-        by_task = suite.score(predicted, labels.cpu().numpy(), tokens.cpu().numpy())
+        logits = model(input_ids=tokens).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).item()
+        by_task = suite.score(logits.argmax(-1).cpu().numpy(), labels.cpu().numpy(), tokens.cpu().numpy())
         return {"loss": loss, "accuracy": float(np.mean(list(by_task.values()))), **by_task}
 
     return scores

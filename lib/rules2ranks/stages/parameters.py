@@ -19,7 +19,7 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1, description="learning rate")]
 Rank = Annotated[int, Field(ge=1, le=256, description="LoRA rank")]
-Task = Literal["hard", "easy", "nim"]
+Task = Literal["reasoning-hard", "reasoning-easy", "nim"]
 Spread = Literal["uniform", "global"]
 Importance = Literal["taylor", "l2", "random"]
 

@@ -1,0 +1,271 @@
+"""The reference results in `data/reference/`: read them, or remake them.
+
+`python -m rules2ranks.stages.reference [TABLE ...] [--workers N] [--profile NAME]` remakes tables at a profile's
+settings. Every measurement is a stage result in `runs/`, so an interrupted run goes on where it was.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import yaml
+from tqdm import tqdm
+
+from rules2ranks import runs, stages
+from rules2ranks.published import data_folder
+
+
+class Reference(NamedTuple):
+    """A table, and beside it how it was made: `settings`, `command`, `seconds` (one thread), versions, machine."""
+
+    table: pd.DataFrame
+    note: dict[str, Any]
+
+
+def _place(name: str) -> Path:
+    return data_folder() / "reference" / f"{name}.csv"
+
+
+def read(name: str) -> Reference:
+    """A committed reference table and its note.
+
+    Raises:
+        FileNotFoundError: there is no such table; the message says how to make it.
+    """
+    place = _place(name)
+    if not place.is_file():
+        raise FileNotFoundError(f"{place} is not there: `make reference` makes it")
+    return Reference(pd.read_csv(place), json.loads(place.with_suffix(".json").read_text()))
+
+
+def _write(name: str, rows: Sequence[dict], settings: dict, seconds: float, profile: str) -> None:
+    table = pd.DataFrame(rows)
+    place = _place(name)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(place, index=False, float_format="%.6g")
+    command = f"python -m rules2ranks.stages.reference {name} --profile {profile}"
+    note = {"command": command, "settings": settings, "seconds": round(seconds), "rows": len(table), **runs.where()}
+    runs.write_json(place.with_suffix(".json"), note)
+
+
+# --- many measurements at once ----------------------------------------------------------------------------------
+
+Job = tuple[Callable, dict[str, Any]]
+
+
+def run_stage(name: str, parameters: dict[str, Any]) -> runs.Result:
+    """One stage's result: what the workers are asked for."""
+    return getattr(stages, name)(**parameters)
+
+
+def measure(jobs: Sequence[Job], workers: int, label: str) -> list[Any]:
+    """Results of `function(**arguments)` for each job, in order, `workers` processes at a time, with progress."""
+    os.environ["TQDM_DISABLE"] = "1"  # for the workers: one bar, not one for each
+    done: dict[int, Any] = {}
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(function, **arguments): place for place, (function, arguments) in enumerate(jobs)}
+        try:
+            for future in tqdm(as_completed(waiting), total=len(jobs), desc=label, unit="run", disable=False):
+                done[waiting[future]] = future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what was finished stays in runs/
+            raise
+    return [done[place] for place in range(len(jobs))]
+
+
+def stage_jobs(name: str, parameters: Sequence[dict[str, Any]]) -> list[Job]:
+    return [(run_stage, {"name": name, "parameters": p}) for p in parameters]
+
+
+def seconds_of(results: Sequence[runs.Result]) -> float:
+    """One-thread seconds that these results took when they were made."""
+    return sum(result.provenance["seconds"] for result in results)
+
+
+# --- the tables -------------------------------------------------------------------------------------------------
+
+
+def edge_of_chaos(settings: dict, workers: int) -> tuple[dict[str, list[dict]], float]:
+    """Rules × seeds × tasks, and the baselines: what frozen bodies that learnt from a rule are worth elsewhere."""
+    rules, seeds, tasks = settings["rules"], settings["seeds"], settings["tasks"]
+
+    def body(source: int | str, seed: int) -> dict:
+        return {"source": source, "seed": seed, **settings["pretrain"]}
+
+    bodies = [body(source, seed) for source in [*rules, "coin"] for seed in seeds]
+    learnt = measure(stage_jobs("pretrain", bodies), workers, "pretraining")
+    known = {(r.params["source"], r.params["seed"]): r.metrics for r in learnt}
+    shuffled = settings["shuffled_rule"]
+    kinds = [
+        *(("pretrained", "ends", source, seed) for source in [*rules, "coin"] for seed in seeds),
+        *(("random", "ends", rules[0], seed) for seed in settings["random_seeds"]),
+        *(("shuffled", "ends", shuffled, seed) for seed in seeds),
+        *(("random", "all", rules[0], seed) for seed in seeds),
+    ]
+    asked = [
+        {
+            "body": body(source, seed),
+            "task": task,
+            "start": start,
+            "train": train,
+            "seed": seed,
+            **settings["downstream"],
+            **(settings["from_scratch"] if train == "all" else {}),
+        }
+        for start, train, source, seed in kinds
+        for task in tasks
+    ]
+    results = measure(stage_jobs("downstream", asked), workers, "downstream tasks")
+    rows = []
+    for result in results:
+        p, m = result.params, result.metrics
+        source, seed = p["body"]["source"], p["seed"]
+        scratch = p["train"] == "all"
+        row = {"start": "scratch" if scratch else p["start"], "source": source, "seed": seed, "task": p["task"]}
+        if p["start"] == "random":
+            row["source"] = "none"
+        row |= {name: m[name] for name in ("accuracy", "loss", "step_at_80")}
+        if p["start"] == "pretrained":
+            row |= {f"pretrain_{name}": known[source, seed][name] for name in ("loss", "accuracy", "majority", "copy")}
+        rows.append(row)
+    return {"edge_of_chaos": rows}, seconds_of(learnt) + seconds_of(results)
+
+
+def compression(settings: dict, workers: int) -> tuple[dict[str, list[dict]], float]:
+    """Models of rules × seeds, pruned at several shares without recovery: how fast does each fall?"""
+    bases = [
+        {"source": rule, "seed": seed, **settings["pretrain"]}
+        for rule in settings["rules"]
+        for seed in settings["seeds"]
+    ]
+    asked = [{"base": base, "seed": base["seed"], **settings["fragility"]} for base in bases]
+    results = measure(stage_jobs("fragility", asked), workers, "pruning the models of rules")
+    rows = [
+        {
+            "rule": result.params["base"]["source"],
+            "seed": result.params["seed"],
+            **point,
+            "untrained_loss": result.metrics["untrained_loss"],
+        }
+        for result in results
+        for point in result.metrics["curve"]
+    ]
+    return {"compression": rows}, seconds_of(results)
+
+
+def search(kind: str, seed: int, settings: dict) -> list[dict]:
+    """One search for a rank vector, measured by the search loss of `recover` with this seed: its whole history."""
+    from rules2ranks import allocation  # brings torch along, which who only reads tables does not need
+
+    space = rank_space(settings)
+
+    def objective(ranks: tuple[int, ...]) -> float:
+        found = stages.recover(pruned=settings["pruned"], ranks=list(ranks), seed=seed, **settings["recover"])
+        return found.metrics["search_loss"]
+
+    count = settings["offline"] + settings["rounds"]
+    if kind == "random search":
+        history = allocation.random_search(space, objective, count, seed).history
+    else:
+        sizes = {name: settings[name] for name in ("offline", "rounds", "candidates")}
+        history = allocation.rank_adaptor(space, objective, seed=seed, **sizes).history
+    return [
+        {"allocator": kind, "search_seed": seed, "order": order, **entry._asdict()}
+        for order, entry in enumerate(history)
+    ]
+
+
+def rank_space(settings: dict) -> Any:
+    """The rank vectors of the pruned model at the budget of a uniform rank; protected layers keep that rank."""
+    from rules2ranks import allocation, recovery
+    from rules2ranks.stages import compressing
+
+    model = compressing.load_pruned(stages.prune.Params.check(settings["pruned"]))
+    cost = recovery.cost_per_rank(model)
+    first, last = settings["pruned"].get("protect", (1, 1))
+    outside = [*range(first), *range(len(cost) - last, len(cost))]
+    rank = settings["mean_rank"]
+    return allocation.Space(tuple(cost), rank, fixed={layer: rank for layer in outside})
+
+
+def rank_adaptor(settings: dict, workers: int) -> tuple[dict[str, list[dict]], float]:
+    """RankAdaptor beside uniform, random and closed-form rank vectors of the same budget, on fresh report seeds."""
+    from rules2ranks import allocation
+
+    measure(stage_jobs("prune", [settings["pruned"]]), 1, "pruning")
+    space = rank_space(settings)
+    seeds = settings["search_seeds"]
+    searches = measure(
+        [
+            (search, {"kind": kind, "seed": seed, "settings": settings})
+            for kind in ("RankAdaptor", "random search")
+            for seed in seeds
+        ],
+        workers,
+        "searches",
+    )
+    chosen: list[tuple[str, int | None, tuple[int, ...]]] = [
+        ("uniform", None, allocation.uniform(space)),
+        ("ends high", None, allocation.ends_high(space)),
+        ("middle high", None, allocation.middle_high(space)),
+        *(("random", k, ranks) for k, ranks in enumerate(allocation.random(space, settings["random"], seed=0))),
+    ]
+    for history in searches:
+        best = min(history, key=lambda entry: entry["measured"])
+        chosen.append((best["allocator"], best["search_seed"], tuple(best["ranks"])))
+    for seed in seeds:
+        # The additive model sees what both searches of its seed have measured.
+        seen = [entry for history in searches for entry in history if entry["search_seed"] == seed]
+        vectors, scores = [tuple(e["ranks"]) for e in seen], [e["measured"] for e in seen]
+        chosen.append(("additive", seed, allocation.additive(space, vectors, scores)[0]))
+    asked = [
+        {"pruned": settings["pruned"], "ranks": list(ranks), "seed": seed, **settings["recover"]}
+        for _, _, ranks in chosen
+        for seed in settings["report_seeds"]
+    ]
+    results = measure(stage_jobs("recover", asked), workers, "report")
+    labels = [(*which, seed) for which in chosen for seed in settings["report_seeds"]]
+    rows = []
+    for (allocator, which, ranks, seed), result in zip(labels, results, strict=True):
+        row = {"allocator": allocator, "which": which, "ranks": " ".join(map(str, ranks)), "report_seed": seed}
+        kept = {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
+        rows.append({**row, "budget_used": space.used(ranks) / space.budget, **kept})
+    found = [{**entry, "ranks": " ".join(map(str, entry["ranks"]))} for history in searches for entry in history]
+    return {"rank_adaptor": rows, "rank_search": found}, seconds_of(results)
+
+
+TABLES = {"edge_of_chaos": edge_of_chaos, "compression": compression, "rank_adaptor": rank_adaptor}
+
+
+def profile_settings(profile: str) -> dict[str, Any]:
+    """The `reference` part of `profiles/<profile>.yaml`."""
+    return yaml.safe_load((data_folder().parent / "profiles" / f"{profile}.yaml").read_text())["reference"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m rules2ranks.stages.reference", description=__doc__)
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default: all)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes at a time")
+    parser.add_argument("--profile", default="laptop")
+    asked = parser.parse_args(arguments)
+    if unknown := set(asked.tables) - set(TABLES):
+        parser.error(f"unknown table {', '.join(sorted(unknown))}: choose from {', '.join(TABLES)}")
+    settings = profile_settings(asked.profile)
+    for name in asked.tables or TABLES:
+        begin = time.monotonic()
+        tables, seconds = TABLES[name](settings[name], asked.workers)
+        for table, rows in tables.items():
+            _write(table, rows, settings[name], seconds, asked.profile)
+        minutes = (time.monotonic() - begin) / 60
+        print(f"{name}: {sum(map(len, tables.values()))} rows in {minutes:.1f} min", flush=True)
+
+
+if __name__ == "__main__":
+    main()
