@@ -40,14 +40,15 @@ def lasting(output: NotebookNode) -> bool:
 def clean(notebook: NotebookNode) -> NotebookNode:
     """Take out, in place, all that differs between two runs of the same code.
 
-    Outputs of cells tagged `volatile` are dropped; of the metadata only the tags stay.
+    Cells tagged `nbval-ignore-output` (times, interactive parts) keep no outputs; of the metadata only the tags stay.
     """
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
-            cell.outputs = [] if "volatile" in tags else [output for output in cell.outputs if lasting(output)]
+            same = "nbval-ignore-output" not in tags
+            cell.outputs = [output for output in cell.outputs if same and lasting(output)]
             for output in cell.outputs:
                 output.pop("transient", None)
     return notebook
@@ -57,8 +58,9 @@ def expect(name: str, metrics: dict[str, float | int | str]) -> None:
     """Bring `data/expected/<name>.json` up to date; a metric that is new gets no tolerance, so it has to be exact."""
     path = EXPECTED / f"{name}.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    after = {key: {**before.get(key, {"tolerance": 0}), "value": value} for key, value in metrics.items()}
-    path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    exact = {"value": None, "tolerance": 0}
+    after = {key: before.get(key, exact) | {"value": value} for key, value in metrics.items()}
+    path.write_text(json.dumps(after, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if new := [key for key in after if key not in before and isinstance(after[key]["value"], float)]:
         print(f"  {path.relative_to(results.REPOSITORY)}: give a tolerance to {', '.join(new)}")
 

@@ -14,23 +14,34 @@ from rules2ranks.stages import parameters
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def _settings(profile: str) -> dict[str, Any]:
+    path = REPOSITORY / "profiles" / f"{profile}.yaml"
+    if not path.is_file():
+        others = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+        raise ValueError(f"no profile {profile!r}; there are {others}")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
 def values(profile: str) -> dict[str, dict[str, Any]]:
     """The checked parameters of every notebook in `notebooks/`, in order, as plain values.
 
+    `profiles/fast.yaml` names all notebooks with all their parameters; another profile changes some of them. Its
+    entry `reference` is not a notebook: it holds the settings of `make reference`.
+
     Raises:
-        ValueError: there is no such profile, or it leaves a notebook out, names one that is not there, or gives a
-            parameter that the notebook does not take.
+        ValueError: there is no such profile, `fast` and `notebooks/` do not name the same notebooks, or a profile
+            names a notebook that is not there or gives a parameter that the notebook does not take.
     """
-    path = REPOSITORY / "profiles" / f"{profile}.yaml"
-    if not path.is_file():
-        raise ValueError(
-            f"no profile {profile!r}; there are {', '.join(sorted(p.stem for p in path.parent.iterdir()))}"
-        )
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     names = sorted(notebook.stem for notebook in (REPOSITORY / "notebooks").glob("*.ipynb"))
-    if odd := sorted(set(names) ^ set(settings)):
-        raise ValueError(f"notebooks/ and profiles/{profile}.yaml must name the same notebooks; not in both: {odd}")
-    return {name: parameters.NOTEBOOKS[name].check(settings[name]).model_dump(mode="json") for name in names}
+    base, changes = _settings("fast"), _settings(profile)
+    if odd := sorted((set(base) - {"reference"}) ^ set(names)):
+        raise ValueError(f"notebooks/ and profiles/fast.yaml must name the same notebooks; not in both: {odd}")
+    if odd := sorted(set(changes) - {"reference"} - set(names)):
+        raise ValueError(f"profiles/{profile}.yaml names notebooks that are not there: {odd}")
+    return {
+        name: parameters.NOTEBOOKS[name].check(base[name] | (changes.get(name) or {})).model_dump(mode="json")
+        for name in names
+    }
 
 
 def main(profile: str) -> None:

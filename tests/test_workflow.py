@@ -1,0 +1,161 @@
+"""The workflow: when a result counts as out of date, what is taken out of refreshed notebooks, and what is pinned."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import digest
+import refresh
+import results
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def new_notebook(prose: str, code: str) -> nbformat.NotebookNode:
+    cells = [nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell(code)]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+# --- digests ----------------------------------------------------------------------------------------------------
+
+
+def test_only_code_makes_a_notebook_out_of_date(tmp_path: Path) -> None:
+    def of(prose: str, code: str, library: str = "a") -> str:
+        nbformat.write(new_notebook(prose, code), tmp_path / "notebook.ipynb")
+        return digest.notebook(tmp_path / "notebook.ipynb", library)
+
+    assert of("# Title", "x = 1") == of("# Another title", "x = 1")
+    assert of("# Title", "x = 1") != of("# Title", "x = 2")
+    assert of("# Title", "x = 1") != of("# Title", "x = 1", library="b")
+
+
+def test_comments_and_docstrings_of_the_library_do_not_count() -> None:
+    plain = "def f(x: int) -> int:\n    return x + 1\n"
+    told = '"""Module."""\n\n\ndef f(x: int) -> int:\n    """Adds one."""\n    # because\n    return x + 1\n'
+    assert digest.code(plain) == digest.code(told)
+    assert digest.code(plain) != digest.code(plain.replace("1", "2"))
+
+
+def test_the_library_and_its_data_count_and_expected_values_do_not(tmp_path: Path) -> None:
+    for name in ("lib/module.py", "data/table.csv", "data/expected/10_automata.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1", encoding="utf-8")
+    before = digest.library(tmp_path)
+    (tmp_path / "data/expected/10_automata.json").write_text("2", encoding="utf-8")
+    assert digest.library(tmp_path) == before
+    for name in ("lib/module.py", "data/table.csv"):
+        (tmp_path / name).write_text("2", encoding="utf-8")
+        assert digest.library(tmp_path) != before
+        (tmp_path / name).write_text("1", encoding="utf-8")
+    assert digest.library(tmp_path) == before
+
+
+# --- refreshed notebooks ----------------------------------------------------------------------------------------
+
+
+def test_clean_takes_out_what_differs_between_runs() -> None:
+    output = nbformat.v4.new_output
+    notebook = new_notebook("# Title", "print(1)")
+    notebook.metadata = nbformat.from_dict({"papermill": {"duration": 1.2}, "kernelspec": {"name": "mine"}})
+    code = notebook.cells[1]
+    code.metadata = nbformat.from_dict({"execution": {"iopub.status.busy": "now"}, "tags": ["chosen"]})
+    kept = [output("stream", name="stdout", text="1\n"), output("display_data", data={"text/plain": "a figure"})]
+    widget = output("display_data", data={refresh.WIDGET: {"model_id": "f00"}, "text/plain": "HBox()"})
+    code.outputs = [*kept, output("stream", name="stderr", text="12%"), widget]
+    timed = nbformat.v4.new_code_cell("time()", metadata={"tags": ["nbval-ignore-output"]}, outputs=[kept[0]])
+    notebook.cells.append(timed)
+
+    cleaned = refresh.clean(notebook)
+    assert cleaned.metadata == refresh.METADATA
+    assert cleaned.cells[1].metadata == {"tags": ["chosen"]}
+    assert cleaned.cells[1].outputs == kept
+    assert cleaned.cells[2].outputs == []
+    nbformat.validate(cleaned)
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------
+
+
+def plan(runs: Path, profile: str = "fast") -> subprocess.CompletedProcess[str]:
+    """What Snakemake would do, from an empty runs folder."""
+    snakefile = ["--snakefile", str(REPOSITORY / "workflow" / "Snakefile"), "--config", f"profile={profile}"]
+    return subprocess.run(
+        ["snakemake", "--dry-run", "--cores", "2", *snakefile],
+        cwd=runs,
+        env={**os.environ, "RULES2RANKS_RUNS": str(runs)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.skipif(not shutil.which("snakemake"), reason="needs the environment that `make test` sets up on PATH")
+@pytest.mark.parametrize("profile", ["fast", "laptop", "gpu"])
+def test_every_notebook_is_one_job(tmp_path: Path, profile: str) -> None:
+    run = plan(tmp_path, profile)
+    assert run.returncode == 0, run.stdout + run.stderr
+    jobs = dict(re.findall(r"^notebook_(\w+)\s+(\d+)$", run.stdout + run.stderr, re.M))
+    assert jobs == dict.fromkeys(results.values(profile), "1")
+
+
+def test_an_unknown_profile_is_named_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="no profile 'huge'; there are fast"):
+        results.values("huge")
+
+
+def test_a_profile_changes_the_fast_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "notebooks" / "90_scorecard.ipynb").touch()
+    (tmp_path / "profiles" / "fast.yaml").write_text("90_scorecard: {digits: 2}\n")
+    (tmp_path / "profiles" / "more.yaml").write_text("90_scorecard: {digits: 3}\nreference: {}\n")
+    (tmp_path / "profiles" / "same.yaml").write_text("reference: {}\n")
+    (tmp_path / "profiles" / "wrong.yaml").write_text("91_scorecard: {digits: 3}\n")
+    (tmp_path / "profiles" / "odd.yaml").write_text("90_scorecard: {digit: 3}\n")
+    monkeypatch.setattr(results, "REPOSITORY", tmp_path)
+    assert results.values("fast") == results.values("same") == {"90_scorecard": {"digits": 2}}
+    assert results.values("more") == {"90_scorecard": {"digits": 3}}
+    with pytest.raises(ValueError, match="91_scorecard"):
+        results.values("wrong")
+    with pytest.raises(ValueError, match="digits"):
+        results.values("odd")
+
+
+# --- pins -------------------------------------------------------------------------------------------------------
+
+
+def pins() -> dict[str, Requirement]:
+    lines = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    found = [Requirement(line.partition("#")[0]) for line in lines if line.partition("#")[0].strip()]
+    return {canonicalize_name(requirement.name): requirement for requirement in found}
+
+
+def test_every_requirement_is_pinned_exactly_and_comes_from_any_index() -> None:
+    for name, requirement in pins().items():
+        (pin,) = requirement.specifier
+        assert pin.operator == "==" and "+" not in pin.version and "*" not in pin.version, name
+        assert requirement.url is None, name
+
+
+def test_the_pins_fit_the_bounds_of_the_package() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for line in project["dependencies"]:
+        bound = Requirement(line)
+        (pin,) = pins()[canonicalize_name(bound.name)].specifier
+        assert bound.specifier.contains(pin.version), line
+
+
+def test_conda_brings_the_pinned_torch() -> None:
+    environment = (REPOSITORY / "environment.yml").read_text(encoding="utf-8")
+    (pin,) = pins()["torch"].specifier
+    assert f"pytorch-cpu={pin.version}" in environment
