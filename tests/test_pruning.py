@@ -320,6 +320,22 @@ def test_unreachable_ratio_names_the_highest_that_can_be_reached(spread):
         assert len(kept.attention) >= 1 and len(kept.channels) >= 1
 
 
+@pytest.mark.parametrize("spread", ["uniform", "global"])
+def test_heads_far_larger_than_channels_never_empty_a_layer(spread):
+    model = build(kv=3, queries=3, head=8, channels=3, hidden=72)
+    scores = pruning.importance(model, (), None, "l2")
+    reached = 0
+    for ratio in torch.linspace(0.005, 0.65, 130).tolist():
+        try:
+            plan = pruning.plan(model, scores, ratio, spread=spread)
+        except ValueError as error:
+            assert "cannot be reached" in str(error)
+        else:
+            reached += 1
+            assert all(kept.attention and kept.channels for kept in plan.layers)
+    assert reached > 10
+
+
 def test_too_coarse_a_model_is_told_the_nearest_ratio():
     model = build(kv=1, channels=2, layers=1)  # its only free group, a channel, is 6 % of it
     with pytest.raises(ValueError, match="the nearest is"):
