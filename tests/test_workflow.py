@@ -72,7 +72,7 @@ def test_clean_takes_out_what_differs_between_runs() -> None:
     kept = [output("stream", name="stdout", text="1\n"), output("display_data", data={"text/plain": "a figure"})]
     widget = output("display_data", data={refresh.WIDGET: {"model_id": "f00"}, "text/plain": "HBox()"})
     code.outputs = [*kept, output("stream", name="stderr", text="12%"), widget]
-    timed = nbformat.v4.new_code_cell("time()", metadata={"tags": ["nbval-ignore-output"]}, outputs=[kept[0]])
+    timed = nbformat.v4.new_code_cell("time()", metadata={"tags": ["volatile"]}, outputs=[kept[0]])
     notebook.cells.append(timed)
 
     cleaned = refresh.clean(notebook)
@@ -127,6 +127,10 @@ def test_a_profile_changes_the_fast_one(tmp_path: Path, monkeypatch: pytest.Monk
     assert results.values("more") == {"90_scorecard": {"digits": 3}}
     with pytest.raises(ValueError, match="91_scorecard"):
         results.values("wrong")
+    (tmp_path / "notebooks" / "10_automata.ipynb").touch()
+    with pytest.raises(ValueError, match="10_automata"):
+        results.values("fast")
+    (tmp_path / "notebooks" / "10_automata.ipynb").unlink()
     with pytest.raises(ValueError, match="digits"):
         results.values("odd")
 
