@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from rules2ranks import automata, complexity, published
 
 RUNS = st.tuples(st.integers(5, 9), st.integers(5, 20)).flatmap(
