@@ -69,8 +69,14 @@ def refresh(path: Path) -> bool:
     """Execute one notebook and write it back; False, and the file untouched, where it raised an error."""
     begin = time.monotonic()
     notebook = nbformat.read(path, as_version=4)
-    here = {"metadata": {"path": path.parent}}
-    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", coalesce_streams=True, resources=here)
+    client = NotebookClient(
+        notebook,
+        timeout=1800,
+        kernel_name="python3",
+        coalesce_streams=True,
+        extra_arguments=["--IPKernelApp.log_level=40"],
+        resources={"metadata": {"path": path.parent}},
+    )
     try:
         client.execute()
     except CellExecutionError as error:
