@@ -23,7 +23,7 @@ from rules2ranks.stages import parameters
 REPOSITORY = Path(__file__).resolve().parents[1]
 PATHS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 FAST = yaml.safe_load((REPOSITORY / "profiles" / "fast.yaml").read_text(encoding="utf-8"))
-TAGS = {"parameters", "nbval-check-output", "nbval-ignore-output", "volatile"}
+TAGS = {"parameters", "nbval-check-output", "nbval-ignore-output"}
 TORCH_FREE = ("10_automata", "11_complexity")
 
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -96,9 +96,8 @@ def test_nothing_that_differs_between_two_runs_is_stored(path: Path) -> None:
     for cell in nbformat.read(path, as_version=4).cells:
         assert set(cell.metadata) <= {"tags"}, "times of execution and the like: `make refresh` takes them out"
         assert set(cell.metadata.get("tags", [])) <= TAGS
-    for cell in tagged(path, "volatile"):
-        assert not cell.outputs, "`make refresh` takes them out"
-        assert "nbval-ignore-output" in cell.metadata.tags, "or nbval would miss the outputs that are not stored"
+    for cell in tagged(path, "nbval-ignore-output"):
+        assert not cell.outputs, "what is not the same twice is not stored: `make refresh` takes it out"
 
 
 @each

@@ -40,14 +40,14 @@ def lasting(output: NotebookNode) -> bool:
 def clean(notebook: NotebookNode) -> NotebookNode:
     """Take out, in place, all that differs between two runs of the same code.
 
-    Cells tagged `volatile` (times, interactive parts) keep no outputs; of the metadata only the tags stay.
+    Cells tagged `nbval-ignore-output` (times, interactive parts) keep no outputs; of the metadata only the tags stay.
     """
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
-            same = "volatile" not in tags
+            same = "nbval-ignore-output" not in tags
             cell.outputs = [output for output in cell.outputs if same and lasting(output)]
             for output in cell.outputs:
                 output.pop("transient", None)
