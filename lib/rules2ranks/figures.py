@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -83,6 +82,8 @@ def by_class(ax: Axes, x: Sequence[float], y: Sequence[float], classes: Sequence
     x, y, classes = map(np.asarray, (x, y, classes))
     for number, colour in CLASS_COLOURS.items():
         if (here := classes == number).any():
-            ax.scatter(x[here], y[here], color=colour, label=CLASS_NAMES[number], s=36, edgecolor="white", linewidth=0.6)
+            ax.scatter(
+                x[here], y[here], color=colour, label=CLASS_NAMES[number], s=36, edgecolor="white", linewidth=0.6
+            )
     ax.legend(title="Wolfram class")
     return ax

@@ -7,6 +7,7 @@ section 3: shared by the matrices of a layer), or as one per matrix by name; ran
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -23,6 +24,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rules2ranks.decoders import linears
+
+# peft 0.21 asks transformers 5.23 by a name that this deprecates; nobody who adds an adapter can do anything about it.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 Ranks = int | Sequence[int] | Mapping[str, int]
 

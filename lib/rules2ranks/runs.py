@@ -239,9 +239,7 @@ def _load_or_none(folder: Path) -> Result | None:
 class Stage:
     """A function whose results are kept. Call it with keyword parameters; `Params` is its typed model."""
 
-    def __init__(
-        self, function: Callable[..., dict], version: int, uses: tuple["Stage", ...], reads: tuple[Path, ...]
-    ):
+    def __init__(self, function: Callable[..., dict], version: int, uses: tuple["Stage", ...], reads: tuple[Path, ...]):
         functools.update_wrapper(self, function)
         self.name, self.version, self.uses, self.reads = function.__name__, version, uses, reads
         self._function = function

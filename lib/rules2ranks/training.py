@@ -187,7 +187,7 @@ def _save(path: Path, trained: dict, optimiser: torch.optim.Optimizer, history: 
 
 def _resume(path: Path, trained: dict, optimiser: torch.optim.Optimizer, steps: int) -> History:
     with safe_open(path, "pt") as file:
-        names = {name.partition("/")[2] for name in file.keys()}  # noqa: SIM118 (not a dict)
+        names = {name.partition("/")[2] for name in file.keys()}
         if names != set(trained) or file.metadata()["steps"] != str(steps):
             raise ValueError(f"{path} is a checkpoint of another training: remove it to begin anew")
         for name, p in trained.items():

@@ -114,13 +114,16 @@ def recover(
     steps: Steps = 60,
     batch: Size = 28,
     examples: Size = 1400,
-    lr: Rate = 2e-2,
+    lr: Rate = 1e-2,
     seed: Seed = 0,
 ) -> dict:
     """Recover a pruned model with LoRA adapters: one rank for all layers, or one for each.
 
-    Every adapter learns from `examples` training examples drawn from `seed`. Metrics: held-out scores (`search_loss`
-    on the examples a search may look at; the others on those that only reports look at), trainable parameters.
+    Every adapter learns from `examples` training examples drawn from `seed`. The rate is the best of 1e-3, 3e-3, 1e-2
+    and 2e-2 for a uniform rank 2 at half the parameters removed, by the loss on the search examples.
+
+    Metrics: held-out scores (`search_loss` on the examples that a search may look at; the others on those that only
+    reports look at), trainable parameters, history.
     Files: the adapter in PEFT's own format.
     """
     given = subject(pruned.base)

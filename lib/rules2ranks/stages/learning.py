@@ -255,9 +255,9 @@ def language_scores(size: int, seed: int) -> Callable[[nn.Module], dict[str, flo
 @stage(version=1)
 def language(
     work: Path,
-    steps: Steps = 3000,
+    steps: Steps = 1600,
     stop: Steps | None = None,
-    batch: Size = 128,
+    batch: Size = 64,
     lr: Rate = 4e-3,
     seed: Seed = 0,
 ) -> dict:

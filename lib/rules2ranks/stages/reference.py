@@ -8,6 +8,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -46,7 +47,7 @@ def read(name: str) -> Reference:
 
 
 def _write(name: str, rows: Sequence[dict], settings: dict, seconds: float, profile: str) -> None:
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).convert_dtypes()
     place = _place(name)
     place.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(place, index=False, float_format="%.6g")
@@ -68,6 +69,7 @@ def run_stage(name: str, parameters: dict[str, Any]) -> runs.Result:
 def measure(jobs: Sequence[Job], workers: int, label: str) -> list[Any]:
     """Results of `function(**arguments)` for each job, in order, `workers` processes at a time, with progress."""
     os.environ["TQDM_DISABLE"] = "1"  # for the workers: one bar, not one for each
+    os.environ["OMP_NUM_THREADS"] = "1"
     done: dict[int, Any] = {}
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(function, **arguments): place for place, (function, arguments) in enumerate(jobs)}
@@ -131,7 +133,9 @@ def edge_of_chaos(settings: dict, workers: int) -> tuple[dict[str, list[dict]], 
         row = {"start": "scratch" if scratch else p["start"], "source": source, "seed": seed, "task": p["task"]}
         if p["start"] == "random":
             row["source"] = "none"
-        row |= {name: m[name] for name in ("accuracy", "loss", "step_at_80")}
+        at = settings["score_at"][p["task"]]
+        (scored,) = (entry for entry in m["history"]["evaluations"] if entry["step"] == at)
+        row |= {"step": at, "accuracy": scored["accuracy"], "loss": scored["loss"], "step_at_80": m["step_at_80"]}
         if p["start"] == "pretrained":
             row |= {f"pretrain_{name}": known[source, seed][name] for name in ("loss", "accuracy", "majority", "copy")}
         rows.append(row)
@@ -162,7 +166,7 @@ def compression(settings: dict, workers: int) -> tuple[dict[str, list[dict]], fl
 
 def search(kind: str, seed: int, settings: dict) -> list[dict]:
     """One search for a rank vector, measured by the search loss of `recover` with this seed: its whole history."""
-    from rules2ranks import allocation  # brings torch along, which who only reads tables does not need
+    from rules2ranks import allocation, training  # bring torch along, which who only reads tables does not need
 
     space = rank_space(settings)
 
@@ -170,12 +174,12 @@ def search(kind: str, seed: int, settings: dict) -> list[dict]:
         found = stages.recover(pruned=settings["pruned"], ranks=list(ranks), seed=seed, **settings["recover"])
         return found.metrics["search_loss"]
 
-    count = settings["offline"] + settings["rounds"]
-    if kind == "random search":
-        history = allocation.random_search(space, objective, count, seed).history
-    else:
-        sizes = {name: settings[name] for name in ("offline", "rounds", "candidates")}
-        history = allocation.rank_adaptor(space, objective, seed=seed, **sizes).history
+    sizes = {name: settings[name] for name in ("offline", "rounds", "candidates")}
+    with training.reproducible(seed):
+        if kind == "random search":
+            history = allocation.random_search(space, objective, sizes["offline"] + sizes["rounds"], seed).history
+        else:
+            history = allocation.rank_adaptor(space, objective, seed=seed, **sizes).history
     return [
         {"allocator": kind, "search_seed": seed, "order": order, **entry._asdict()}
         for order, entry in enumerate(history)
@@ -215,7 +219,7 @@ def rank_adaptor(settings: dict, workers: int) -> tuple[dict[str, list[dict]], f
         ("uniform", None, allocation.uniform(space)),
         ("ends high", None, allocation.ends_high(space)),
         ("middle high", None, allocation.middle_high(space)),
-        *(("random", k, ranks) for k, ranks in enumerate(allocation.random(space, settings["random"], seed=0))),
+        *(("random vectors", k, ranks) for k, ranks in enumerate(allocation.random(space, settings["random"], seed=0))),
     ]
     for history in searches:
         best = min(history, key=lambda entry: entry["measured"])
@@ -237,11 +241,32 @@ def rank_adaptor(settings: dict, workers: int) -> tuple[dict[str, list[dict]], f
         row = {"allocator": allocator, "which": which, "ranks": " ".join(map(str, ranks)), "report_seed": seed}
         kept = {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
         rows.append({**row, "budget_used": space.used(ranks) / space.budget, **kept})
-    found = [{**entry, "ranks": " ".join(map(str, entry["ranks"]))} for history in searches for entry in history]
-    return {"rank_adaptor": rows, "rank_search": found}, seconds_of(results)
+    entries = [entry for history in searches for entry in history]
+    looked = [
+        {**asked[0], "ranks": list(ranks), "seed": seed}
+        for ranks, seed in {(tuple(entry["ranks"]), entry["search_seed"]) for entry in entries}
+    ]
+    seconds = seconds_of([*results, *(run_stage("recover", parameters) for parameters in looked)])
+    found = [{**entry, "ranks": " ".join(map(str, entry["ranks"]))} for entry in entries]
+    return {"rank_adaptor": rows, "rank_search": found}, seconds
+
+
+def language_suite(settings: dict, workers: int) -> tuple[dict[str, list[dict]], float]:
+    """Train the language-suite model anew and ship it: on request only, as all results on it would be new too."""
+    (result,) = measure(stage_jobs("language", [settings]), 1, "language suite")
+    shipped = data_folder() / "models" / "language_suite"
+    shipped.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(result.file(name), shipped / name)
+    history = result.metrics["history"]
+    rows = {step: {"step": step, "training_loss": loss} for step, loss in history["loss"]}
+    for scores in history["evaluations"]:
+        rows.setdefault(scores["step"], {}).update(scores)
+    return {"language_suite": [rows[step] for step in sorted(rows)]}, result.provenance["seconds"]
 
 
 TABLES = {"edge_of_chaos": edge_of_chaos, "compression": compression, "rank_adaptor": rank_adaptor}
+ON_REQUEST = {"language_suite": language_suite}
 
 
 def profile_settings(profile: str) -> dict[str, Any]:
@@ -251,16 +276,22 @@ def profile_settings(profile: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m rules2ranks.stages.reference", description=__doc__)
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default: all)")
+    parser.add_argument(
+        "tables",
+        nargs="*",
+        metavar="TABLE",
+        help=f"of {', '.join(TABLES)} (all), or on request: {', '.join(ON_REQUEST)}",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes at a time")
     parser.add_argument("--profile", default="laptop")
     asked = parser.parse_args(arguments)
-    if unknown := set(asked.tables) - set(TABLES):
-        parser.error(f"unknown table {', '.join(sorted(unknown))}: choose from {', '.join(TABLES)}")
+    makers = TABLES | ON_REQUEST
+    if unknown := set(asked.tables) - set(makers):
+        parser.error(f"unknown table {', '.join(sorted(unknown))}: choose from {', '.join(makers)}")
     settings = profile_settings(asked.profile)
     for name in asked.tables or TABLES:
         begin = time.monotonic()
-        tables, seconds = TABLES[name](settings[name], asked.workers)
+        tables, seconds = makers[name](settings[name], asked.workers)
         for table, rows in tables.items():
             _write(table, rows, settings[name], seconds, asked.profile)
         minutes = (time.monotonic() - begin) / 60

@@ -1,0 +1,45 @@
+"""Figures: the conventions that a picture has to keep."""
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from rules2ranks import figures
+
+
+@pytest.fixture
+def ax():
+    fig, ax = plt.subplots()
+    yield ax
+    plt.close(fig)
+
+
+def test_ones_are_dark_and_time_runs_downwards(ax):
+    figures.spacetime(ax, np.array([[0, 1], [0, 0]]), "title")
+    (image,) = ax.images
+    white, ink = (image.cmap(image.norm(value))[:3] for value in (0, 1))
+    assert sum(white) == 3
+    assert sum(ink) < 0.6
+    low, high = ax.get_ylim()
+    assert low > high
+    with pytest.raises(ValueError, match=r"\(T, W\)"):
+        figures.spacetime(ax, np.zeros(3))
+
+
+def test_intervals_stand_at_their_values_first_on_top(ax):
+    figures.dots_with_intervals(ax, ["a", "b"], [(1.0, 0.5, 2.0), (3.0, 2.5, 3.5)])
+    points = ax.lines[0].get_xydata()
+    assert points.tolist() == [[1.0, 1.0], [3.0, 0.0]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    with pytest.raises(ValueError, match="1 labels for 2"):
+        figures.dots_with_intervals(ax, ["a"], [(1, 0, 2), (1, 0, 2)])
+
+
+def test_every_class_has_its_colour_and_only_those_that_occur_a_legend(ax):
+    figures.by_class(ax, [1, 2, 3], [1, 2, 3], [2, 4, 4])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["II periodic", "IV complex"]
+    assert len(set(figures.CLASS_COLOURS.values())) == 4

@@ -1,0 +1,86 @@
+"""Writes the generated parts of README.md: the notebooks, the scorecard, the reference tables, the headline figure.
+
+    python workflow/readme.py
+
+Each part stands between `<!-- name -->` and `<!-- /name -->`; a test compares it with what this file makes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pandas as pd
+
+import results
+from rules2ranks.stages import findings, parameters, reference
+
+README = results.REPOSITORY / "README.md"
+HEADLINE = results.REPOSITORY / "data" / "reference" / "headline.png"
+BINDER = "https://mybinder.org/v2/gh/rules-to-ranks/rules-to-ranks/HEAD?labpath=notebooks"
+
+
+def notebooks() -> str:
+    """The table of notebooks, read from the first two cells of each."""
+    rows = []
+    for path in sorted((results.REPOSITORY / "notebooks").glob("*.ipynb")):
+        first, box = ("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"][:2])
+        number, _, title = first.splitlines()[0].lstrip("# ").partition(" · ")
+        said = dict(re.findall(r"\*\*(\w+):\*\* (.*)", box))
+        rows.append(
+            {
+                "notebook": f"[{number}](notebooks/{path.name})",
+                "what it shows": title,
+                "paper": said["Paper"],
+                "time": said["Time"].partition(" on 2 cores")[0].removeprefix("about "),
+                "Binder": f"[run]({BINDER}/{path.name})",
+            }
+        )
+    return findings.markdown(pd.DataFrame(rows).set_index("notebook"))
+
+
+def tables() -> str:
+    """The reference tables: how large, how long, how remade."""
+    rows = []
+    for name in (*reference.TABLES, *reference.ON_REQUEST):
+        note = reference.read(name).note
+        rows.append(
+            {
+                "table": f"`data/reference/{name}.csv`",
+                "rows": note["rows"],
+                "one-thread minutes": round(note["seconds"] / 60),
+                "made on": f"{note['machine']}, {note['device']}",
+                "command": f"`{note['command']}`",
+            }
+        )
+    return findings.markdown(pd.DataFrame(rows).set_index("table"))
+
+
+BLOCKS = {"notebooks": notebooks, "scorecard": lambda: findings.markdown(findings.scorecard()), "tables": tables}
+
+
+def written(text: str) -> str:
+    """README's text with every generated part as it should be.
+
+    Raises:
+        ValueError: the text lacks the marks of a part.
+    """
+    for name, make in BLOCKS.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"README.md needs one {begin.strip()} and one {end}")
+        before, rest = text.split(begin)
+        text = before + begin + make() + "\n" + end + rest.split(end)[1]
+    return text
+
+
+def main() -> None:
+    README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
+    name = "00_start_here"
+    shutil.copyfile(parameters.folder(name, results.values("fast")[name]) / "headline.png", HEADLINE)
+    print("README.md: generated parts and headline figure are up to date")
+
+
+if __name__ == "__main__":
+    main()
