@@ -53,8 +53,9 @@ test: $(STAMP) ## lint, unit tests, every notebook from scratch, its metrics and
 reference: $(STAMP) ## remake the tables in data/reference/ (goes on where it was stopped)
 	@$(RUN_ENV) python -m rules2ranks.stages.reference --workers $(CORES)
 
-refresh: $(STAMP) ## execute the notebooks and write their outputs back, without times and other noise
+refresh: $(STAMP) ## execute the notebooks, write their outputs back without times and noise, renew README's tables
 	@$(RUN_ENV) python workflow/refresh.py $(NOTEBOOKS)
+	@$(RUN_ENV) python workflow/readme.py
 
 bench: $(STAMP) ## measure the kernels beside other packages, into data/reference/bench.csv
 	@$(RUN_ENV) python tests/bench/kernels.py

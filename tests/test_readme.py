@@ -1,0 +1,46 @@
+"""README.md: its generated parts are as generated, its commands exist, its links lead somewhere."""
+
+import re
+
+import pytest
+import readme
+import results
+
+TEXT = readme.README.read_text(encoding="utf-8")
+
+
+def test_generated_parts_are_up_to_date():
+    assert readme.written(TEXT) == TEXT, "`python workflow/readme.py` renews README.md"
+
+
+def test_a_changed_number_is_noticed():
+    changed = re.sub(r"RMSE \d\.\d", "RMSE 0.0", TEXT)
+    assert changed != TEXT
+    assert readme.written(changed) == TEXT
+    with pytest.raises(ValueError, match="scorecard"):
+        readme.written(TEXT.replace("<!-- scorecard -->", ""))
+
+
+def test_its_make_targets_exist():
+    makefile = (results.REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.M))
+    named = set(re.findall(r"make ([a-z]+)", "\n".join(re.findall(r"`[^`]+`|```.*?```", TEXT, flags=re.S))))
+    assert named
+    assert named <= targets
+
+
+def test_its_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith(("https://", "#"))]
+    assert links
+    missing = [link for link in links if not (results.REPOSITORY / link).exists()]
+    assert not missing
+
+
+def test_the_library_example_runs(tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(results.REPOSITORY / "data")
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["adapted"].peft_config["default"].r == 4
+    assert (tmp_path / "out" / "pruned" / "pruning.json").is_file()
