@@ -56,6 +56,21 @@ def defaults(path: Path) -> dict[str, Any]:
     return {line.target.id: ast.literal_eval(line.value) for line in ast.parse(cell.source).body}
 
 
+def kept_names(source: str) -> set[str]:
+    """Names that a cell leaves behind in the notebook: comprehensions and function bodies keep theirs to themselves."""
+    found: set[str] = set()
+    todo: list[ast.AST] = [ast.parse(source)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            todo += ast.iter_child_nodes(node)
+    return found
+
+
 def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
     code = "\n".join(cell.source for cell in cells(path))
     return [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -70,6 +85,13 @@ def links(path: Path) -> list[str]:
 def test_there_are_notebooks_and_the_fast_profile_names_each() -> None:
     assert PATHS
     assert [path.stem for path in PATHS] == sorted(set(FAST) - {"reference"})
+
+
+@each
+def test_parameters_keep_their_values(path: Path) -> None:
+    """The set-up cell reads them by name: it could not be run again after one of them was used for something else."""
+    later = [cell.source for cell in cells(path) if "parameters" not in cell.metadata.get("tags", [])]
+    assert not set(defaults(path)) & set().union(*map(kept_names, later))
 
 
 # --- what is committed ------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -20,6 +21,7 @@ import results
 import tolerances
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+BINDER = "binder/environment.yml"
 
 
 def new_notebook(prose: str, code: str) -> nbformat.NotebookNode:
@@ -173,3 +175,11 @@ def test_tolerances_come_from_the_spread_over_seeds() -> None:
     # Exact; rounding only; 5 % of the value; 4 standard deviations of 1 and 2, each sqrt(1/2).
     wanted = {"n": 0, "same": 1e-6, "near": 0.05, "wide": 2.8}
     assert {key: entry["tolerance"] for key, entry in entries.items()} == pytest.approx(wanted)
+
+
+def test_binder_builds_the_same_environment() -> None:
+    ours, binders = (yaml.safe_load((REPOSITORY / place).read_text()) for place in ("environment.yml", BINDER))
+    requirements = ours["dependencies"].pop()["pip"], binders["dependencies"].pop()["pip"]
+    assert requirements == (["-r requirements.txt"], ["-r ../requirements.txt"])
+    assert ours == binders
+    assert (REPOSITORY / BINDER).parent.joinpath("../requirements.txt").is_file()

@@ -114,6 +114,8 @@ class Pretrain(Notebook, name="20_pretrain"):
     width: Size
     rows: Size
     steps: Steps
+    batch: Size
+    lr: Rate
     layers: Size
     heads: Size
     hidden: Size

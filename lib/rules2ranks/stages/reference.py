@@ -50,7 +50,7 @@ def _write(name: str, rows: Sequence[dict], settings: dict, seconds: float, prof
     table = pd.DataFrame(rows).convert_dtypes()
     place = _place(name)
     place.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(place, index=False, float_format="%.6g")
+    table.to_csv(place, index=False)
     command = f"python -m rules2ranks.stages.reference {name} --profile {profile}"
     note = {"command": command, "settings": settings, "seconds": round(seconds), "rows": len(table), **runs.where()}
     runs.write_json(place.with_suffix(".json"), note)
