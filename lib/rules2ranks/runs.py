@@ -152,10 +152,15 @@ def load(folder: Path) -> Result:
 
 @functools.cache
 def _commit() -> str:
-    """The commit of the code, `-dirty` where it was changed since; 'unknown' outside a git checkout."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The commit of the code, `-dirty` where the library was changed since; 'unknown' outside a git checkout."""
+    package = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(package), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

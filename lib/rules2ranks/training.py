@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,8 @@ class History:
     """
 
     steps: int = 0
-    seconds: float = 0.0
     loss: list[tuple[int, float]] = field(default_factory=list)
     evaluations: list[dict[str, float]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "seconds": self.seconds, "loss": self.loss, "evaluations": self.evaluations}
 
 
 def rate_at(step: int, steps: int, warmup: float, schedule: str) -> float:
@@ -124,7 +120,7 @@ def train(
     optimiser = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=weight_decay, fused=fused)
     history = _resume(checkpoint, trained, optimiser, steps) if checkpoint and checkpoint.is_file() else History()
     last, every = stop or steps, evaluate_every or steps
-    begin, saved = time.monotonic() - history.seconds, time.monotonic()
+    saved = time.monotonic()
     since: list[float] = []
     model.train()
     with tqdm(total=last, initial=history.steps, desc=label, unit="step", leave=False, mininterval=0.5) as bar:
@@ -142,7 +138,6 @@ def train(
                 since.clear()
             if evaluate and (done % every == 0 or done == last):
                 history.evaluations.append({"step": done, **evaluated(model, evaluate)})
-            history.seconds = time.monotonic() - begin
             bar.update()
             # Only where no mean is under way, so that the history resumes to the same numbers too.
             if checkpoint and not since and time.monotonic() - saved > checkpoint_seconds and done < last:
@@ -181,7 +176,7 @@ def _save(path: Path, trained: dict, optimiser: torch.optim.Optimizer, history: 
         tensors |= {f"{part}/{name}": value for part, value in optimiser.state[p].items()}
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     beside = path.with_name(f".{path.name}.new")
-    save_file(tensors, beside, metadata={"history": json.dumps(history.as_dict()), "steps": str(steps)})
+    save_file(tensors, beside, metadata={"history": json.dumps(asdict(history)), "steps": str(steps)})
     os.replace(beside, path)
 
 

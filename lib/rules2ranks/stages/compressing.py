@@ -1,7 +1,7 @@
 """Stages that compress: prune a model, recover it with LoRA, and see how far a rule's model can be pruned."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,8 +45,12 @@ def subject(base: Base) -> Subject:
     """The shipped language-suite model, or the model that learnt from one rule (pretrained if need be)."""
     if base == "language":
         model = models.load_causal_lm(SHIPPED).to(training.device())
-        scores = lambda m, seed: learning.language_scores(HELD_OUT, seed)(m)  # noqa: E731
-        return Subject(model, learning.language_pairs, learning.language_loss, scores)
+        return Subject(
+            model,
+            learning.language_pairs,
+            learning.language_loss,
+            lambda m, seed: learning.language_scores(HELD_OUT, seed)(m),
+        )
 
     def draw(size: int, seed: int, split: str) -> tuple[Tensor, ...]:
         # Splits need no other handling: `draw_seed` keeps their seeds apart.
@@ -150,7 +154,7 @@ def recover(
     recovery.save_adapter(adapted, work)
     (work / CHECKPOINT).unlink(missing_ok=True)
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    return {**report, "search_loss": search["loss"], "trained_parameters": trained, "history": history.as_dict()}
+    return {**report, "search_loss": search["loss"], "trained_parameters": trained, "history": asdict(history)}
 
 
 @stage(version=1, uses=(pretrain,))

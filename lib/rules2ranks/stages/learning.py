@@ -1,6 +1,7 @@
 """Stages that learn: pretraining on a rule, downstream tasks, and the language suite."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -121,7 +122,7 @@ def pretrain(
     models.save_weights(model, work / WEIGHTS)
     (work / CHECKPOINT).unlink(missing_ok=True)
     final = {name: value for name, value in history.evaluations[-1].items() if name != "step"}
-    return {**final, "parameters": models.parameter_count(model), "history": history.as_dict()}
+    return {**final, "parameters": models.parameter_count(model), "history": asdict(history)}
 
 
 def pretrained(body: Any) -> models.RowGPT:
@@ -217,7 +218,7 @@ def downstream(
         "step_at_80": reached[0] if reached else None,
         "baselines": spec.baselines(),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "history": history.as_dict(),
+        "history": asdict(history),
     }
 
 
@@ -284,4 +285,4 @@ def language(
     model.save_pretrained(work)
     (work / CHECKPOINT).unlink(missing_ok=True)
     final = {name: value for name, value in history.evaluations[-1].items() if name != "step"}
-    return {**final, "parameters": models.parameter_count(model), "history": history.as_dict()}
+    return {**final, "parameters": models.parameter_count(model), "history": asdict(history)}

@@ -46,6 +46,18 @@ def read(name: str) -> Reference:
     return Reference(pd.read_csv(place), json.loads(place.with_suffix(".json").read_text()))
 
 
+def among(name: str, asked: Any, available: Sequence[Any]) -> None:
+    """Refuse what a table does not have: a notebook that remakes a part of it can only remake what is there.
+
+    Raises:
+        ParameterError: `asked` (a value, or a list of them) is not among `available`; says what is.
+    """
+    for value in asked if isinstance(asked, list) else [asked]:
+        if value not in available:
+            has = ", ".join(map(str, available))
+            raise runs.ParameterError(f"parameter {name!r} = {value!r}: the reference table has {has}")
+
+
 def _write(name: str, rows: Sequence[dict], settings: dict, seconds: float, profile: str) -> None:
     table = pd.DataFrame(rows).convert_dtypes()
     place = _place(name)

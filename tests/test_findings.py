@@ -1,0 +1,139 @@
+"""What is read off the reference tables agrees with the tables; the tables' makers run at tiny size."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rules2ranks.runs import ParameterError
+from rules2ranks.stages import findings, reference
+
+TINY = {"width": 8, "rows": 10, "ring": 40, "layers": 1, "heads": 2, "hidden": 16, "steps": 10}
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path / "runs"))
+
+
+def test_scores_are_the_tables_entries():
+    table, note = reference.read("edge_of_chaos")
+    found = findings.scores("nim")
+    assert list(found.index) == note["settings"]["rules"]
+    assert list(found.columns) == note["settings"]["seeds"]
+    entry = table.query("start == 'pretrained' and source == '30' and seed == 1 and task == 'nim'")
+    assert found.loc[30, 1] == entry.accuracy.item()
+    coin = table.query("source == 'coin' and task == 'nim'").accuracy.mean()
+    assert findings.baselines("nim")["learnt coin flips"] == pytest.approx(coin)
+
+
+def test_what_is_kept_is_on_each_rules_own_scale():
+    table = findings.kept()
+    whole = table[(table.ratio == 0) & (table.gained > findings.LEARNT)]
+    assert (whole.kept == 1).all()
+    assert table.kept.dropna().between(0, 1).all()
+    area = findings.robustness()
+    not_learnt = set(table[table.gained <= findings.LEARNT].rule)
+    assert set(area.index) == set(table.rule) - not_learnt
+    curve = table[(table.rule == 110) & (table.seed == 0) & (table.ratio > 0)]
+    assert area.loc[110, 0] == pytest.approx(curve.kept.mean())
+
+
+def test_differences_to_uniform_are_paired_by_seed():
+    table, _ = reference.read("rank_adaptor")
+    wide = table.groupby(["allocator", "report_seed"]).loss.mean().unstack(0)
+    found = findings.against_uniform("loss")
+    assert set(found) == set(wide.columns) - {"uniform"}
+    for name, paired in found.items():
+        assert paired.estimate == pytest.approx((wide[name] - wide["uniform"]).mean(), abs=1e-12)
+        assert paired.n == len(wide)
+
+
+def test_every_rank_vector_of_the_report_keeps_to_the_budget():
+    table, _ = reference.read("rank_adaptor")
+    limit = table[table.allocator == "uniform"].trained_parameters.iloc[0]
+    assert (table.trained_parameters <= limit).all()
+    assert (table.budget_used >= 0.985).all()
+
+
+def test_the_scorecard_says_what_was_not_run():
+    card = findings.scorecard()
+    assert card.index.is_unique
+    assert (card.loc[card.here == "not run", "how, here"] == "").all()
+    assert (card.here == "not run").any()
+    assert "3" in findings.scorecard(3).here["Spearman ρ of complexity and robustness to pruning"]
+
+
+def test_markdown_is_a_table_whatever_the_cells_hold():
+    table = pd.DataFrame({"a|b": ["x|y", 1]}, index=pd.Index(["r", "s"], name="n"))
+    lines = findings.markdown(table).splitlines()
+    assert lines == ["| n | a\\|b |", "| --- | --- |", "| r | x\\|y |", "| s | 1 |"]
+
+
+def test_measurements_come_back_in_order_and_a_failure_is_told():
+    jobs = [(divmod, {}), (str, {"object": 1})]
+    with pytest.raises(TypeError, match="divmod"):
+        reference.measure(jobs, 1, "failing")
+    assert reference.measure([(str, {"object": k}) for k in (3, 1, 2)], 2, "counting") == ["3", "1", "2"]
+
+
+def test_what_a_table_does_not_have_is_refused():
+    reference.among("seed", 1, [0, 1])
+    reference.among("rules", [30, 110], [0, 30, 110])
+    with pytest.raises(ParameterError, match="'rules' = 90: the reference table has 30, 110"):
+        reference.among("rules", [30, 90], [30, 110])
+
+
+def test_an_unknown_table_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        reference.main(["edge_of_choas"])
+    assert "choose from edge_of_chaos" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_tables_makers_run_at_tiny_size(tmp_path, monkeypatch):
+    """The shipped entry point, on settings of its own: every table is written, with its note."""
+    settings = {
+        "edge_of_chaos": {
+            "rules": [204, 110],
+            "seeds": [0],
+            "random_seeds": [0],
+            "shuffled_rule": 110,
+            "tasks": ["reasoning-easy"],
+            "pretrain": TINY,
+            "downstream": {"steps": 8, "batch": 4},
+            "from_scratch": {"lr": 1e-3},
+            "score_at": {"reasoning-easy": 4},
+        },
+        "compression": {"rules": [204], "seeds": [0], "pretrain": TINY, "fragility": {"ratios": [0.3]}},
+        "rank_adaptor": {
+            "pruned": {"ratio": 0.5, "spread": "uniform"},
+            "mean_rank": 2,
+            "recover": {"steps": 2, "examples": 56},
+            "offline": 2,
+            "rounds": 1,
+            "candidates": 4,
+            "search_seeds": [0],
+            "report_seeds": [7],
+            "random": 2,
+        },
+    }
+    monkeypatch.setattr(reference, "profile_settings", lambda profile: settings)
+    monkeypatch.setattr(reference, "_place", lambda name: tmp_path / f"{name}.csv")
+    reference.main(["--workers", "2"])
+
+    edge = reference.read("edge_of_chaos")
+    assert edge.note["settings"] == settings["edge_of_chaos"]
+    assert sorted(edge.table.start) == ["pretrained"] * 3 + ["random", "scratch", "shuffled"]
+    assert (edge.table.step == 4).all()
+    assert reference.read("compression").table.ratio.tolist() == [0, 0.3]
+    report = reference.read("rank_adaptor").table
+    assert set(report.allocator) == {
+        *("uniform", "ends high", "middle high", "random vectors", "RankAdaptor", "random search", "additive")
+    }
+    assert (report.budget_used <= 1).all()
+    searched = reference.read("rank_search").table
+    assert searched.groupby("allocator").size().to_dict() == {"RankAdaptor": 3, "random search": 3}
+    assert np.isfinite(searched.measured).all()
+    assert json.loads((tmp_path / "rank_search.json").read_text())["rows"] == 6

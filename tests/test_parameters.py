@@ -1,0 +1,62 @@
+"""What the set-up cell of a notebook accepts, and where the notebook then writes."""
+
+import json
+
+import pytest
+
+from rules2ranks.runs import ParameterError
+from rules2ranks.stages import parameters
+
+GIVEN = {"rule": 30, "seed": 1, "task": "nim"}
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path))
+
+
+def notebook(*cells: str) -> dict:
+    """The globals that IPython has after these cells."""
+    names: dict = {"In": ["", *cells], "Out": {}}
+    for cell in cells:
+        exec(cell, names)
+    return names
+
+
+DEFAULTS = 'rule: int = 110  # a rule\nseed: int = 0  # a seed\ntask: str = "nim"  # a task'
+
+
+def test_injected_parameters_win_over_the_defaults():
+    found = parameters.EdgeOfChaos.check(notebook(DEFAULTS, "# Parameters\nrule = 30\nseed = '1'\n"))
+    assert found.model_dump() == GIVEN
+
+
+def test_an_unknown_name_stops_in_the_set_up_cell():
+    with pytest.raises(ParameterError, match="unknown parameter 'rul': did you mean 'rule'"):
+        parameters.EdgeOfChaos.check(notebook(DEFAULTS, "# Parameters\nrul = 30\n"))
+
+
+def test_what_later_cells_set_does_not_matter():
+    later = "import math\nscale = math.pi", "for step in range(3):\n    total = step", "def rul():\n    pass"
+    assert parameters.EdgeOfChaos.check(notebook(DEFAULTS, *later)).rule == 110
+
+
+def test_plain_globals_count_where_no_cells_are_recorded():
+    """nbval runs cells without recording them."""
+    assert parameters.EdgeOfChaos.check({**GIVEN, "_private": 1, "module": json}).model_dump() == GIVEN
+    with pytest.raises(ParameterError, match="'rul'"):
+        parameters.EdgeOfChaos.check({**GIVEN, "rul": 30})
+
+
+def test_metrics_and_figures_lie_in_a_folder_of_these_parameters():
+    class Figure:
+        def savefig(self, path):
+            path.write_bytes(b"png")
+
+    one, other = (parameters.EdgeOfChaos.check({**GIVEN, "seed": seed}) for seed in (1, 2))
+    assert one.folder != other.folder
+    one.save(Figure(), "picture")
+    one.finish({"loss": 0.5})
+    assert json.loads((one.folder / "metrics.json").read_text()) == {"loss": 0.5}
+    assert (one.folder / "picture.png").read_bytes() == b"png"
+    assert not other.folder.exists()
