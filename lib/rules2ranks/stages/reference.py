@@ -108,50 +108,48 @@ def seconds_of(results: Sequence[runs.Result]) -> float:
 
 def edge_of_chaos(settings: dict, workers: int) -> tuple[dict[str, list[dict]], float]:
     """Rules × seeds × tasks, and the baselines: what frozen bodies that learnt from a rule are worth elsewhere."""
-    rules, seeds, tasks = settings["rules"], settings["seeds"], settings["tasks"]
+    rules, seeds = settings["rules"], settings["seeds"]
 
     def body(source: int | str, seed: int) -> dict:
         return {"source": source, "seed": seed, **settings["pretrain"]}
 
-    bodies = [body(source, seed) for source in [*rules, "coin"] for seed in seeds]
-    learnt = measure(stage_jobs("pretrain", bodies), workers, "pretraining")
-    known = {(r.params["source"], r.params["seed"]): r.metrics for r in learnt}
-    shuffled = settings["shuffled_rule"]
+    taught = [(source, seed) for source in [*rules, "coin"] for seed in seeds]
+    learnt = measure(stage_jobs("pretrain", [body(*which) for which in taught]), workers, "pretraining")
     kinds = [
-        *(("pretrained", "ends", source, seed) for source in [*rules, "coin"] for seed in seeds),
+        *(("pretrained", "ends", *which) for which in taught),
         *(("random", "ends", rules[0], seed) for seed in settings["random_seeds"]),
-        *(("shuffled", "ends", shuffled, seed) for seed in seeds),
+        *(("shuffled", "ends", settings["shuffled_rule"], seed) for seed in seeds),
         *(("random", "all", rules[0], seed) for seed in seeds),
     ]
-    asked = [
-        {
-            "body": body(source, seed),
-            "task": task,
-            "start": start,
-            "train": train,
-            "seed": seed,
-            **settings["downstream"],
-            **(settings["from_scratch"] if train == "all" else {}),
-        }
-        for start, train, source, seed in kinds
-        for task in tasks
-    ]
+    asked = []
+    for start, train, source, seed in kinds:
+        how = settings["downstream"] | (settings["from_scratch"] if train == "all" else {})
+        shared = {"body": body(source, seed), "start": start, "train": train, "seed": seed, **how}
+        asked += [{**shared, "task": task} for task in settings["tasks"]]
     results = measure(stage_jobs("downstream", asked), workers, "downstream tasks")
-    rows = []
-    for result in results:
-        p, m = result.params, result.metrics
-        source, seed = p["body"]["source"], p["seed"]
-        scratch = p["train"] == "all"
-        row = {"start": "scratch" if scratch else p["start"], "source": source, "seed": seed, "task": p["task"]}
-        if p["start"] == "random":
-            row["source"] = "none"
-        at = settings["score_at"][p["task"]]
-        (scored,) = (entry for entry in m["history"]["evaluations"] if entry["step"] == at)
-        row |= {"step": at, "accuracy": scored["accuracy"], "loss": scored["loss"], "step_at_80": m["step_at_80"]}
-        if p["start"] == "pretrained":
-            row |= {f"pretrain_{name}": known[source, seed][name] for name in ("loss", "accuracy", "majority", "copy")}
-        rows.append(row)
+    known = {(r.params["source"], r.params["seed"]): r.metrics for r in learnt}
+    rows = [_downstream_row(result, known, settings["score_at"]) for result in results]
     return {"edge_of_chaos": rows}, seconds_of(learnt) + seconds_of(results)
+
+
+def _downstream_row(result: runs.Result, known: dict, score_at: dict[str, int]) -> dict:
+    """One measurement, scored at its task's step, with how well the rule was learnt beside it."""
+    p, m = result.params, result.metrics
+    source, seed = p["body"]["source"], p["seed"]
+    (scored,) = (entry for entry in m["history"]["evaluations"] if entry["step"] == score_at[p["task"]])
+    row = {
+        "start": "scratch" if p["train"] == "all" else p["start"],
+        "source": "none" if p["start"] == "random" else source,
+        "seed": seed,
+        "task": p["task"],
+        "step": scored["step"],
+        "accuracy": scored["accuracy"],
+        "loss": scored["loss"],
+        "step_at_80": m["step_at_80"],
+    }
+    if p["start"] == "pretrained":
+        row |= {f"pretrain_{name}": known[source, seed][name] for name in ("loss", "accuracy", "majority", "copy")}
+    return row
 
 
 def compression(settings: dict, workers: int) -> tuple[dict[str, list[dict]], float]:
@@ -183,8 +181,7 @@ def search(kind: str, seed: int, settings: dict) -> list[dict]:
     space = rank_space(settings)
 
     def objective(ranks: tuple[int, ...]) -> float:
-        found = stages.recover(pruned=settings["pruned"], ranks=list(ranks), seed=seed, **settings["recover"])
-        return found.metrics["search_loss"]
+        return stages.recover(**_recovery(settings, ranks, seed)).metrics["search_loss"]
 
     sizes = {name: settings[name] for name in ("offline", "rounds", "candidates")}
     with training.reproducible(seed):
@@ -213,54 +210,52 @@ def rank_space(settings: dict) -> Any:
 
 def rank_adaptor(settings: dict, workers: int) -> tuple[dict[str, list[dict]], float]:
     """RankAdaptor beside uniform, random and closed-form rank vectors of the same budget, on fresh report seeds."""
-    from rules2ranks import allocation
-
     measure(stage_jobs("prune", [settings["pruned"]]), 1, "pruning")
+    kinds = [(kind, seed) for kind in ("RankAdaptor", "random search") for seed in settings["search_seeds"]]
+    jobs = [(search, {"kind": kind, "seed": seed, "settings": settings}) for kind, seed in kinds]
+    searched = [entry for history in measure(jobs, workers, "searches") for entry in history]
     space = rank_space(settings)
-    seeds = settings["search_seeds"]
-    searches = measure(
-        [
-            (search, {"kind": kind, "seed": seed, "settings": settings})
-            for kind in ("RankAdaptor", "random search")
-            for seed in seeds
-        ],
-        workers,
-        "searches",
+    chosen = _chosen(space, searched, settings)
+    pairs = [(which, seed) for which in chosen for seed in settings["report_seeds"]]
+    results = measure(
+        stage_jobs("recover", [_recovery(settings, ranks, seed) for (_, _, ranks), seed in pairs]), workers, "report"
     )
-    chosen: list[tuple[str, int | None, tuple[int, ...]]] = [
-        ("uniform", None, allocation.uniform(space)),
-        ("ends high", None, allocation.ends_high(space)),
-        ("middle high", None, allocation.middle_high(space)),
-        *(("random vectors", k, ranks) for k, ranks in enumerate(allocation.random(space, settings["random"], seed=0))),
-    ]
-    for history in searches:
-        best = min(history, key=lambda entry: entry["measured"])
-        chosen.append((best["allocator"], best["search_seed"], tuple(best["ranks"])))
-    for seed in seeds:
-        # The additive model sees what both searches of its seed have measured.
-        seen = [entry for history in searches for entry in history if entry["search_seed"] == seed]
-        vectors, scores = [tuple(e["ranks"]) for e in seen], [e["measured"] for e in seen]
-        chosen.append(("additive", seed, allocation.additive(space, vectors, scores)[0]))
-    asked = [
-        {"pruned": settings["pruned"], "ranks": list(ranks), "seed": seed, **settings["recover"]}
-        for _, _, ranks in chosen
-        for seed in settings["report_seeds"]
-    ]
-    results = measure(stage_jobs("recover", asked), workers, "report")
-    labels = [(*which, seed) for which in chosen for seed in settings["report_seeds"]]
     rows = []
-    for (allocator, which, ranks, seed), result in zip(labels, results, strict=True):
+    for ((allocator, which, ranks), seed), result in zip(pairs, results, strict=True):
         row = {"allocator": allocator, "which": which, "ranks": " ".join(map(str, ranks)), "report_seed": seed}
         kept = {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
         rows.append({**row, "budget_used": space.used(ranks) / space.budget, **kept})
-    entries = [entry for history in searches for entry in history]
-    looked = [
-        {**asked[0], "ranks": list(ranks), "seed": seed}
-        for ranks, seed in {(tuple(entry["ranks"]), entry["search_seed"]) for entry in entries}
-    ]
-    seconds = seconds_of([*results, *(run_stage("recover", parameters) for parameters in looked)])
-    found = [{**entry, "ranks": " ".join(map(str, entry["ranks"]))} for entry in entries]
+    measured = {(tuple(entry["ranks"]), entry["search_seed"]) for entry in searched}
+    seconds = seconds_of([*results, *(stages.recover(**_recovery(settings, *which)) for which in measured)])
+    found = [{**entry, "ranks": " ".join(map(str, entry["ranks"]))} for entry in searched]
     return {"rank_adaptor": rows, "rank_search": found}, seconds
+
+
+def _recovery(settings: dict, ranks: Sequence[int], seed: int) -> dict[str, Any]:
+    """The parameters of one recovery."""
+    return {"pruned": settings["pruned"], "ranks": list(ranks), "seed": seed, **settings["recover"]}
+
+
+def _chosen(space: Any, searched: Sequence[dict], settings: dict) -> list[tuple[str, int | None, tuple[int, ...]]]:
+    """Who chose (with which search seed, where one did) and what: the controls, then the best of every search."""
+    from rules2ranks import allocation
+
+    drawn = allocation.random(space, settings["random"], seed=0)
+    chosen = [
+        ("uniform", None, allocation.uniform(space)),
+        ("ends high", None, allocation.ends_high(space)),
+        ("middle high", None, allocation.middle_high(space)),
+        *(("random vectors", k, ranks) for k, ranks in enumerate(drawn)),
+    ]
+    for kind in ("RankAdaptor", "random search"):
+        for seed in settings["search_seeds"]:
+            own = [e for e in searched if (e["allocator"], e["search_seed"]) == (kind, seed)]
+            chosen.append((kind, seed, tuple(min(own, key=lambda entry: entry["measured"])["ranks"])))
+    for seed in settings["search_seeds"]:
+        # The additive model sees what both searches of its seed have measured.
+        seen = [(tuple(e["ranks"]), e["measured"]) for e in searched if e["search_seed"] == seed]
+        chosen.append(("additive", seed, allocation.additive(space, *zip(*seen, strict=True))[0]))
+    return chosen
 
 
 def language_suite(settings: dict, workers: int) -> tuple[dict[str, list[dict]], float]:
