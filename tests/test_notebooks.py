@@ -254,3 +254,17 @@ def test_something_is_expected_of_it(path: Path) -> None:
     for key, entry in expected.items():
         assert set(entry) <= {"value", "tolerance", "why"}, key
         assert entry.get("tolerance", 0) >= 0, key
+
+
+@pytest.mark.slow
+def test_papermill_stops_in_the_set_up_cell_at_an_unknown_parameter(tmp_path: Path, monkeypatch) -> None:
+    """papermill itself only logs an unknown name and goes on with the default."""
+    monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path / "runs"))
+    source, target = REPOSITORY / "notebooks" / "20_pretrain.ipynb", tmp_path / "20.ipynb"
+    command = [sys.executable, "-m", "papermill", str(source), str(target), "-p", "rul", "30", "--no-progress-bar"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "unknown parameter 'rul': did you mean 'rule'? Allowed are rule, width" in done.stderr
+    failed = [cell for cell in cells(target) if any(o.output_type == "error" for o in cell.outputs)]
+    assert ["Pretrain.check(globals())" in cell.source for cell in failed] == [True]
+    assert not (tmp_path / "runs").exists()
