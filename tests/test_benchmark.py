@@ -97,7 +97,7 @@ def test_both_scores_are_those_counted_by_hand(tokenizer, kept):
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ImportError, match=r"pip install 'rules2ranks\[llm\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[llm\]'"):
         benchmark(None, None, ["boolq"])
 
 

@@ -68,5 +68,5 @@ def test_predictions_must_fit_the_games(pgn):
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "chess", None)
-    with pytest.raises(ImportError, match=r"pip install 'rules2ranks\[chess\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[chess\]'"):
         legal_share([FOOLS_MATE], [FOOLS_MATE])

@@ -293,7 +293,9 @@ def benchmark(
         import lm_eval
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
-        raise ImportError("the public benchmarks need lm-eval: pip install 'rules2ranks[llm]'") from error
+        raise ImportError(
+            "the public benchmarks need lm-eval: pip install -e '.[llm]' in the project's folder"
+        ) from error
     results = lm_eval.simple_evaluate(
         HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch_size),
         tasks=list(tasks),

@@ -64,5 +64,5 @@ def _chess() -> ModuleType:
         import chess
         import chess.pgn
     except ImportError as error:
-        raise ImportError("chess games need python-chess: pip install 'rules2ranks[chess]'") from error
+        raise ImportError("chess games need python-chess: pip install -e '.[chess]' in the project's folder") from error
     return chess
