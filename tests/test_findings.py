@@ -63,7 +63,7 @@ def test_the_scorecard_says_what_was_not_run():
     assert card.index.is_unique
     assert (card.loc[card.here == "not run", "how, here"] == "").all()
     assert (card.here == "not run").any()
-    shown = findings.scorecard(3).here["Spearman ρ of complexity and robustness to pruning"]
+    shown = findings.scorecard(3).here["Spearman ρ of complexity and share kept in pruning"]
     assert re.fullmatch(r"-?\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]", shown)
 
 
@@ -136,6 +136,6 @@ def test_the_tables_makers_run_at_tiny_size(tmp_path, monkeypatch):
     }
     assert (report.budget_used <= 1).all()
     searched = reference.read("rank_search").table
-    assert searched.groupby("allocator").size().to_dict() == {"RankAdaptor": 3, "random search": 3}
+    assert searched.groupby("allocator").size().to_dict() == {"RankAdaptor": 3, "random search": 3, "uniform": 1}
     assert np.isfinite(searched.measured).all()
-    assert json.loads((tmp_path / "rank_search.json").read_text())["rows"] == 6
+    assert json.loads((tmp_path / "rank_search.json").read_text())["rows"] == 7

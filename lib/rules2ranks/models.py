@@ -110,9 +110,17 @@ def load_causal_lm(place: str | Path) -> PreTrainedModel:
     """A causal language model from a folder (or hub name) that transformers loads; safetensors only, in eval mode.
 
     Raises:
+        ValueError: the folder holds a pruned checkpoint, which `pruning.load_pruned` loads.
         OSError: there is no such folder, and the hub cannot be reached or knows no such name.
     """
-    return AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype=torch.float32).eval()
+    if (Path(place) / "pruning.json").is_file():
+        raise ValueError(f"{place} holds a pruned checkpoint: load it with rules2ranks.pruning.load_pruned")
+    try:
+        return AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype=torch.float32).eval()
+    except OSError as error:
+        if Path(place).is_dir():
+            raise
+        raise OSError(f"there is no folder {place}, and the hub gave no model of that name: {error}") from error
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

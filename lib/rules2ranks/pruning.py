@@ -166,7 +166,10 @@ def save_pruned(model: nn.Module, folder: str | Path) -> None:
         ValueError: not a transformers model: save `sizes(model)` and the weights, and load them after `resize`.
     """
     if not isinstance(model, transformers.PreTrainedModel):
-        raise ValueError(f"expected a transformers model, got {type(model).__name__}: save its sizes and its weights")
+        raise ValueError(
+            f"expected a transformers model, got {type(model).__name__}: merge an adapter first; "
+            "of any other module save its sizes and its weights"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(model.config)

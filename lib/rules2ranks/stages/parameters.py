@@ -16,6 +16,10 @@ Rule = Annotated[int, Field(ge=0, le=255, description="ECA rule in Wolfram's num
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Steps = Annotated[int, Field(ge=1, le=10_000_000, description="optimiser steps")]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
+Crop = Annotated[int, Field(ge=1, le=1000, description="cells of a row, cut from a ring of 1000")]
+Rows = Annotated[int, Field(ge=2, le=900, description="rows that a model looks back on")]
+#: With the first and the last of eight layers whole, no more can be removed from the language-suite model.
+Removed = Annotated[float, Field(gt=0, le=0.66, description="share of all parameters")]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1, description="learning rate")]
 Rank = Annotated[int, Field(ge=1, le=256, description="LoRA rank")]
@@ -111,8 +115,8 @@ class Complexity(Notebook, name="11_complexity"):
 
 class Pretrain(Notebook, name="20_pretrain"):
     rule: Rule
-    width: Size
-    rows: Size
+    width: Crop
+    rows: Rows
     steps: Steps
     batch: Size
     lr: Rate
@@ -141,13 +145,13 @@ class LanguageSuite(Notebook, name="24_language_suite"):
 
 
 class Prune(Notebook, name="30_prune"):
-    ratio: Share
+    ratio: Removed
     rule: Rule
     seed: Seed
 
 
 class Recover(Notebook, name="31_recover"):
-    ratio: Share
+    ratio: Removed
     spread: Spread
     rank: Rank
     steps: Steps
@@ -155,7 +159,7 @@ class Recover(Notebook, name="31_recover"):
 
 
 class RankAdaptor(Notebook, name="32_rank_adaptor"):
-    ratio: Share
+    ratio: Removed
     mean_rank: Rank
     seed: Seed
 

@@ -215,6 +215,7 @@ def rank_adaptor(settings: dict, workers: int) -> tuple[dict[str, list[dict]], f
     jobs = [(search, {"kind": kind, "seed": seed, "settings": settings}) for kind, seed in kinds]
     searched = [entry for history in measure(jobs, workers, "searches") for entry in history]
     space = rank_space(settings)
+    searched += _uniform_under_search(space, settings)
     chosen = _chosen(space, searched, settings)
     pairs = [(which, seed) for which in chosen for seed in settings["report_seeds"]]
     results = measure(
@@ -229,6 +230,21 @@ def rank_adaptor(settings: dict, workers: int) -> tuple[dict[str, list[dict]], f
     seconds = seconds_of([*results, *(stages.recover(**_recovery(settings, *which)) for which in measured)])
     found = [{**entry, "ranks": " ".join(map(str, entry["ranks"]))} for entry in searched]
     return {"rank_adaptor": rows, "rank_search": found}, seconds
+
+
+def _uniform_under_search(space: Any, settings: dict) -> list[dict]:
+    """The uniform rank on the search examples under each search's seed: what a search has to get below."""
+    from rules2ranks import allocation
+
+    ranks = allocation.uniform(space)
+    return [
+        {
+            **{"allocator": "uniform", "search_seed": seed, "order": 0, "ranks": ranks},
+            "measured": stages.recover(**_recovery(settings, ranks, seed)).metrics["search_loss"],
+            **{"predicted": None, "phase": "control"},
+        }
+        for seed in settings["search_seeds"]
+    ]
 
 
 def _recovery(settings: dict, ranks: Sequence[int], seed: int) -> dict[str, Any]:
@@ -253,7 +269,8 @@ def _chosen(space: Any, searched: Sequence[dict], settings: dict) -> list[tuple[
             chosen.append((kind, seed, tuple(min(own, key=lambda entry: entry["measured"])["ranks"])))
     for seed in settings["search_seeds"]:
         # The additive model sees what both searches of its seed have measured.
-        seen = [(tuple(e["ranks"]), e["measured"]) for e in searched if e["search_seed"] == seed]
+        own = [e for e in searched if e["search_seed"] == seed and e["allocator"] != "uniform"]
+        seen = [(tuple(e["ranks"]), e["measured"]) for e in own]
         chosen.append(("additive", seed, allocation.additive(space, *zip(*seen, strict=True))[0]))
     return chosen
 
