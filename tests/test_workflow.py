@@ -169,11 +169,12 @@ def test_conda_brings_the_pinned_torch() -> None:
 
 
 def test_tolerances_come_from_the_spread_over_seeds() -> None:
-    found = [{"n": 3, "same": 0.5, "near": 1.0, "wide": 1.0}, {"n": 4, "same": 0.5, "near": 1.001, "wide": 2.0}]
+    one = {"n": 3, "same": 0.5, "near": 1.0, "wide": 1.0, "all": 1.0}
+    found = [one, {"n": 4, "same": 0.5, "near": 1.001, "wide": 2.0, "all": 1.0}]
     entries = tolerances.expected(found, (0, 1))
     assert {key: entry["value"] for key, entry in entries.items()} == found[0]
     # Exact; rounding only; 5 % of the value; 4 standard deviations of 1 and 2, each sqrt(1/2).
-    wanted = {"n": 0, "same": 1e-6, "near": 0.05, "wide": 2.8}
+    wanted = {"n": 0, "same": 1e-6, "near": 0.05, "wide": 2.8, "all": 0.01}
     assert {key: entry["tolerance"] for key, entry in entries.items()} == pytest.approx(wanted)
 
 
