@@ -43,9 +43,10 @@ def test_what_later_cells_set_does_not_matter():
 
 def test_plain_globals_count_where_no_cells_are_recorded():
     """nbval runs cells without recording them."""
-    assert parameters.EdgeOfChaos.check({**GIVEN, "_private": 1, "module": json}).model_dump() == GIVEN
+    bare = {"In": [""], "Out": {}, "_private": 1, "module": json}
+    assert parameters.EdgeOfChaos.check({**bare, **GIVEN}).model_dump() == GIVEN
     with pytest.raises(ParameterError, match="'rul'"):
-        parameters.EdgeOfChaos.check({**GIVEN, "rul": 30})
+        parameters.EdgeOfChaos.check({**bare, **GIVEN, "rul": 30})
 
 
 def test_metrics_and_figures_lie_in_a_folder_of_these_parameters():

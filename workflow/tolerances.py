@@ -46,7 +46,7 @@ def expected(found: list[dict], seeds: tuple[int, ...]) -> dict[str, dict]:
         values = [m[key] for m in found]
         if not isinstance(value, float):
             entries[key] = {"value": value, "tolerance": 0}
-        elif min(values) == 1.0:
+        elif min(values) == max(values) == 1.0:
             entries[key] = {"value": value, "tolerance": CEILING, "why": "at its ceiling for all seeds"}
         elif max(values) == min(values):
             entries[key] = {"value": value, "tolerance": ROUNDING, "why": "the same for all seeds, but for rounding"}
