@@ -1,15 +1,20 @@
-"""Measures the automaton and Lempel-Ziv kernels beside other packages, in one run, into data/reference/bench.csv.
+"""Measures automata and complexity beside other packages and the machine's limits, into data/reference/bench.csv.
 
     make bench
 
-Absolute figures depend on the machine and on what else it does; the column `ratio`, the library's rate over the
-peer's on the same work, is what can be compared. Every way is called once before it is timed, so that compilation is
-not counted, and the results of all ways are compared with the library's.
+Absolute figures depend on the machine and on what else it does; the column `ratio`, the library's rate over the other
+way's on the same work in the same run, is what can be compared. The ways of a task take turns, each is called once
+before it counts, and the fastest call stands. `fill` writes one value into a buffer of the same size and freshness as
+the result: no way of keeping all rows can be faster. All results are compared with each other first.
 """
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,26 +23,61 @@ import antropy
 import cellpylib
 import numpy as np
 import pandas as pd
+import torch
 
 from rules2ranks import automata, complexity
+from rules2ranks.automata import on_torch
 
 RULE, BATCH, WIDTH, STEPS = 110, 512, 100, 1000
-# What CellPyLib does in a second or two; its rate does not depend on the number of states or steps.
-FEW_STEPS = 200
-LENGTH = 20_000
-REPEATS = 5
+MANY = 4096
+WIDE = 1_000_000
+#: CellPyLib calls Python once a cell: one state is enough, its rate does not depend on how many there are.
+FEW_STEPS = 100
+LENGTH = 100_000
+REPEATS = 7
 FILE = Path(__file__).resolve().parents[2] / "data" / "reference" / "bench.csv"
+UPDATES = "cell updates per second"
 
-
-def fastest(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of several calls, after one that is not counted."""
+#: Prints the seconds that each kernel's first call takes in a new process.
+FIRST_USE = """
+import time
+import numpy as np
+from rules2ranks import automata, complexity
+state = automata.random_states((), 100, seed=0)
+run = np.array([state] * 5)
+calls = [
+    lambda: automata.simulate(110, np.repeat(run, 20, axis=0), 5),
+    lambda: automata.simulate(110, state, 5),
+    lambda: automata.simulate(110, state, 5, packed="batch"),
+    lambda: automata.simulate(110, state, 5, packed="width"),
+    lambda: complexity.lz76(state),
+    lambda: complexity.lyapunov_boolean(204, run),
+]
+for call in calls:
+    begin = time.perf_counter()
     call()
-    seconds = []
-    for _ in range(REPEATS):
-        begin = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds)
+    print(time.perf_counter() - begin)
+"""
+
+
+def fastest(ways: dict[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, float]:
+    """Seconds of the fastest of several calls of each way, in turns, after a first one that is not counted."""
+    seconds = {name: float("inf") for name in ways}
+    for turn in range(repeats + 1):
+        for name, call in ways.items():
+            begin = time.perf_counter()
+            call()
+            if turn:
+                seconds[name] = min(seconds[name], time.perf_counter() - begin)
+    return seconds
+
+
+def compared(task: str, unit: str, rates: dict[str, float]) -> pd.DataFrame:
+    """A line for each way; `ratio` says how many times as fast the library, the first way, is."""
+    first = next(iter(rates.values()))
+    return pd.DataFrame(
+        [{"task": task, "way": way, "rate": rate, "unit": unit, "ratio": first / rate} for way, rate in rates.items()]
+    )
 
 
 def with_roll(states: np.ndarray, steps: int) -> np.ndarray:
@@ -58,50 +98,132 @@ def with_cellpylib(state: np.ndarray, steps: int) -> np.ndarray:
     )
 
 
-def rows_of_automata() -> pd.DataFrame:
-    """Cell updates per second of one rule on many random states, every row kept as uint8."""
+def fill_fresh(like: np.ndarray) -> None:
+    np.empty(like.shape, like.dtype).fill(1)
+
+
+def many_states() -> pd.DataFrame:
+    """All rows of many states, packed and as bytes, in new memory and in a buffer that is there."""
     states = automata.random_states(BATCH, WIDTH, seed=0)
-    reference = automata.simulate(RULE, states, STEPS)
-    np.testing.assert_array_equal(with_roll(states, STEPS), reference)
-    np.testing.assert_array_equal(with_cellpylib(states[0], FEW_STEPS), reference[0, : FEW_STEPS + 1])
-    many, one = BATCH * WIDTH * STEPS, WIDTH * FEW_STEPS
+    tensor = torch.from_numpy(states)
+    dense = automata.simulate(RULE, states, STEPS)
+    packed = automata.simulate(RULE, states, STEPS, packed="batch")
+    np.testing.assert_array_equal(automata.unpack(packed, "batch", BATCH), dense)
+    np.testing.assert_array_equal(with_roll(states, STEPS), dense)
+    np.testing.assert_array_equal(with_cellpylib(states[0], FEW_STEPS), dense[0, : FEW_STEPS + 1])
+    np.testing.assert_array_equal(on_torch.simulate(RULE, tensor, STEPS).numpy(), dense)
+
+    updates = BATCH * WIDTH * STEPS
+    few = fastest({"CellPyLib": lambda: with_cellpylib(states[0], FEW_STEPS)}, repeats=2)["CellPyLib"]
+    slow = {"NumPy look-up, np.roll": lambda: with_roll(states, STEPS)}
+    slow["library, torch on CPU"] = lambda: on_torch.simulate(RULE, tensor, STEPS)
+    slow = {way: updates / seconds for way, seconds in fastest(slow, repeats=2).items()}
+    slow[f"CellPyLib {cellpylib.__version__}, one state"] = WIDTH * FEW_STEPS / few
+    about = f"rule {RULE}, {BATCH} states of {WIDTH} cells, {STEPS} steps, all rows"
+    tables = []
+    for name, like, options in (("packed", packed, {"packed": "batch"}), ("as bytes", dense, {})):
+        given = np.empty(like.shape, like.dtype)
+        ways = {
+            "library": lambda o=options: automata.simulate(RULE, states, STEPS, **o),
+            "fill": lambda m=like: fill_fresh(m),
+            "library, given buffer": lambda o=options, g=given: automata.simulate(RULE, states, STEPS, out=g, **o),
+            "fill, given buffer": lambda g=given: g.fill(1),
+        }
+        rates = {way: updates / seconds for way, seconds in fastest(ways, repeats=20).items()}
+        fresh = {way: rate for way, rate in rates.items() if "given" not in way}
+        tables.append(compared(f"{about}, {name}", UPDATES, fresh | slow))
+        again = {way: rate for way, rate in rates.items() if "given" in way}
+        tables.append(compared(f"{about}, {name}, into a given buffer", UPDATES, again))
+    return pd.concat(tables)
+
+
+def last_rows() -> pd.DataFrame:
+    """Only the last row of many states: no memory to fill."""
+    states = automata.random_states(MANY, WIDTH, seed=0)
     ways = {
-        "rules2ranks": many / fastest(lambda: automata.simulate(RULE, states, STEPS)),
-        "NumPy, np.roll": many / fastest(lambda: with_roll(states, STEPS)),
-        f"CellPyLib {cellpylib.__version__}": one / fastest(lambda: with_cellpylib(states[0], FEW_STEPS)),
+        "library, packed": lambda: automata.simulate(RULE, states, STEPS, last=True, packed="batch"),
+        "library, as bytes": lambda: automata.simulate(RULE, states, STEPS, last=True),
     }
-    return compared(f"rule {RULE}, {BATCH} states of {WIDTH} cells, {STEPS} steps", "cell updates per second", ways)
+    rates = {way: MANY * WIDTH * STEPS / seconds for way, seconds in fastest(ways).items()}
+    return compared(f"rule {RULE}, {MANY} states of {WIDTH} cells, {STEPS} steps, last row", UPDATES, rates)
+
+
+def wide_state() -> pd.DataFrame:
+    """All rows of one wide state, packed, into a given buffer."""
+    state = automata.random_states((), WIDE, seed=0)
+    given = np.empty((STEPS + 1, -(-WIDE // 64)), np.uint64)
+    ways = {
+        "library": lambda: automata.simulate(RULE, state, STEPS, packed="width", out=given),
+        "fill": lambda: given.fill(1),
+    }
+    rates = {way: WIDE * STEPS / seconds for way, seconds in fastest(ways).items()}
+    return compared(
+        f"rule {RULE}, one state of {WIDE} cells, {STEPS} steps, packed into a given buffer", UPDATES, rates
+    )
 
 
 def phrases_of_lempel_ziv() -> pd.DataFrame:
-    """Symbols per second of LZ76 on one long sequence of an automaton."""
-    steps = LENGTH // WIDTH - 1
-    bits = automata.simulate(RULE, automata.random_states(1, WIDTH, seed=0), steps).ravel()
+    """LZ76 of one long sequence of an automaton, and how the time grows with its length."""
+    rows = automata.simulate(RULE, automata.random_states((), WIDTH, seed=0), 10 * LENGTH // WIDTH)
+    longer = rows.ravel()[: 10 * LENGTH]
+    bits = longer[:LENGTH]
     text = "".join(map(str, bits))
+    begin = time.perf_counter()
     assert antropy.lziv_complexity(text) == complexity.lz76(bits)
-    ways = {
-        "rules2ranks": LENGTH / fastest(lambda: complexity.lz76(bits)),
-        f"antropy {antropy.__version__}": LENGTH / fastest(lambda: antropy.lziv_complexity(text)),
-    }
-    return compared(f"LZ76 of {LENGTH} symbols of rule {RULE}", "symbols per second", ways)
-
-
-def compared(task: str, unit: str, ways: dict[str, float]) -> pd.DataFrame:
-    """One row for each way; `ratio` says how many times as fast the library is."""
-    rates = pd.Series(ways)
-    return pd.DataFrame(
-        {"task": task, "way": rates.index, "rate": rates.values, "unit": unit, "ratio": (rates.iloc[0] / rates).values}
+    theirs = time.perf_counter() - begin  # seconds long: once is enough
+    ours = fastest({"short": lambda: complexity.lz76(bits), "long": lambda: complexity.lz76(longer)})
+    unit = "symbols per second"
+    rates = {"library": LENGTH / ours["short"], f"antropy {antropy.__version__}": LENGTH / theirs}
+    growth = {"library": LENGTH / ours["short"], "library, ten times the length": 10 * LENGTH / ours["long"]}
+    return pd.concat(
+        [
+            compared(f"LZ76 of {LENGTH} symbols of rule {RULE}", unit, rates),
+            compared(f"LZ76 of {LENGTH} and {10 * LENGTH} symbols of rule {RULE}", unit, growth),
+        ]
     )
+
+
+def all_measures() -> pd.DataFrame:
+    """The table of all measures of all rules; the measures of the rule alone are worked out afresh."""
+    rates = {}
+    for name, runs in {"11 rows": {}, "200 rows after 500 steps": {"rows": 200, "burn_in": 500}}.items():
+        complexity.krylov.cache_clear()
+        begin = time.perf_counter()
+        complexity.table(**runs)
+        rates[f"library, {name}"] = 256 / (time.perf_counter() - begin)
+    complexity.krylov.cache_clear()
+    begin = time.perf_counter()
+    for rule in range(256):
+        complexity.krylov(rule)
+    rates["library, krylov of them"] = 256 / (time.perf_counter() - begin)
+    return compared("all measures of all 256 rules, 20 starts of 100 cells", "rules per second", rates)
+
+
+def first_use() -> pd.DataFrame:
+    """The slowest first call of a kernel, where nothing is compiled yet and in the next process."""
+    with tempfile.TemporaryDirectory() as cache:
+        rates = {}
+        for way in ("library, kernels not compiled yet", "library, kernels cached"):
+            command = [sys.executable, "-c", FIRST_USE]
+            environment = os.environ | {"NUMBA_CACHE_DIR": cache}
+            answer = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+            rates[way] = 1 / max(map(float, answer.stdout.split()))
+    return compared("first call in a process, the slowest of all kernels", "calls per second", rates)
 
 
 def main() -> None:
     """Measure, print and write."""
-    table = pd.concat([rows_of_automata(), phrases_of_lempel_ziv()], ignore_index=True)
-    table["machine"] = f"{platform.machine()}, one thread, Python {platform.python_version()}"
+    parts = [many_states, last_rows, wide_state, phrases_of_lempel_ziv, all_measures, first_use]
+    table = pd.concat([part() for part in parts], ignore_index=True)
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}, PyTorch {torch.__version__}"
+    table["machine"] = f"{platform.system()} {platform.machine()}, one thread, {versions}"
     FILE.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(FILE, index=False, float_format="%.3g")
-    print(table.drop(columns="machine").to_string(index=False, float_format=lambda value: f"{value:.3g}"))
-    print(f"Written to {FILE}")
+    for task, lines in table.groupby("task", sort=False):
+        print(f"\n{task} ({lines['unit'].iloc[0]}; ratio: the first way's rate over this one's)")
+        for line in lines.itertuples():
+            print(f"  {line.way:32} {line.rate:10.3g} {line.ratio:10.3g}")
+    print(f"\nWritten to {FILE}")
 
 
 if __name__ == "__main__":

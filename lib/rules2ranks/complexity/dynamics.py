@@ -104,7 +104,7 @@ def krylov(rule: int, cells: int = KRYLOV_CELLS, steps: int = KRYLOV_STEPS) -> f
     norms = shares.sum(axis=0)
     alive = norms > 1e-9 * norms[0]  # an observable that has become constant has no place
     places = np.arange(steps + 1) @ shares / np.where(alive, norms, 1)
-    return float(np.where(alive, places, 0).mean())
+    return round(float(np.where(alive, places, 0).mean()), 9)  # rules that are equal but for rounding shall tie
 
 
 @njit(cache=True)

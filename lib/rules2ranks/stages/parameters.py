@@ -11,6 +11,7 @@ from rules2ranks import runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 Rule = Annotated[int, Field(ge=0, le=255, description="ECA rule in Wolfram's numbering")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -66,6 +67,11 @@ class Notebook(runs.Params):
         """Keep a figure as PNG beside the metrics; the notebook still shows it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         fig.savefig(self.folder / f"{name}.png")
+
+    def keep(self, table: "DataFrame", name: str) -> None:
+        """Keep a table as CSV beside the metrics."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        table.to_csv(self.folder / f"{name}.csv")
 
     def finish(self, metrics: Mapping[str, float | int | str]) -> None:
         """Write `metrics.json`, whole or not at all: the sign that the notebook came to its end."""
