@@ -239,7 +239,9 @@ def test_the_first_cell_is_the_lowest_bit():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: automata.pack([0, 1], "height"), "packed must be None, 'batch' or 'width'; got 'height'"),
+        (lambda: automata.pack([0, 1], "height"), "packed must be 'batch' or 'width'; got 'height'"),
+        (lambda: automata.pack([0, 1], None), "packed must be 'batch' or 'width'; got None"),
+        (lambda: automata.unpack(np.zeros(1, np.uint64), None, 2), "packed must be 'batch' or 'width'; got None"),
         (lambda: automata.pack([0, 2], "width"), "cells must be 0 or 1; got 2"),
         (lambda: automata.pack([], "width"), "at least one cell; got shape (0,)"),
         (lambda: automata.unpack(np.zeros(1, np.uint64), "height", 9), "'batch' or 'width'; got 'height'"),
@@ -423,7 +425,7 @@ def test_bad_input_says_what_was_expected(simulate, kind, arguments, message):
 
 
 def test_a_packing_that_does_not_exist():
-    with pytest.raises(ValueError, match="packed must be None, 'batch' or 'width'; got 'nonsense'"):
+    with pytest.raises(ValueError, match="packed must be 'batch' or 'width'; got 'nonsense'"):
         automata.simulate(110, [0, 1, 0], 2, packed="nonsense")
 
 

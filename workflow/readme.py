@@ -57,7 +57,23 @@ def tables() -> str:
     return findings.markdown(pd.DataFrame(rows).set_index("table"))
 
 
-BLOCKS = {"notebooks": notebooks, "scorecard": lambda: findings.markdown(findings.scorecard()), "tables": tables}
+def speed() -> str:
+    """The lines of `make bench` that compare the library with something else: its rate and how many times as fast."""
+    table = pd.read_csv(results.REPOSITORY / "data" / "reference" / "bench.csv")
+    rows = []
+    for task, lines in table.groupby("task", sort=False):
+        others = lines[~lines["way"].str.startswith("library")]
+        if len(others):
+            beside = ", ".join(f"{line.ratio:.2g} × {line.way}" for line in others.itertuples())
+            rows.append({"task": task, "library": f"{lines['rate'].iloc[0]:.1e} {lines['unit'].iloc[0]}", "is": beside})
+    return findings.markdown(pd.DataFrame(rows).set_index("task"))
+
+
+def scorecard() -> str:
+    return findings.markdown(findings.scorecard())
+
+
+BLOCKS = {"notebooks": notebooks, "scorecard": scorecard, "tables": tables, "speed": speed}
 
 
 def written(text: str) -> str:

@@ -71,19 +71,20 @@ def _record(how: How, block: Words, target: NDArray, every: int) -> None:
     length = target.shape[1]
     ahead = block.shape[1] - 1 if every == 1 else 1
     for t in range(0, length, ahead):
-        count = min(ahead, length - t)
+        count, left = min(ahead, length - t), length - 1 - t
         if every == 1:
-            _march(how, block, count)
+            _march(how, block, min(ahead, left))
         if target.dtype == np.uint64:
             target[:, t] = block[:, 0]
         elif how.lanes:
             _spread_batch(block, target, t, count)
         else:
             _spread_width(block, target, t, count)
-        if every == 1:
-            block[:, 0] = block[:, count]
-        else:
-            _advance(how, block, every)
+        if left >= ahead:
+            if every == 1:
+                block[:, 0] = block[:, ahead]
+            else:
+                _advance(how, block, every)
 
 
 def _advance(how: How, block: Words, updates: int) -> None:

@@ -65,17 +65,19 @@ def simulate(
     every = integer("every", every, 1)
     if boundary not in BOUNDARIES:
         raise ValueError(f"boundary must be one of {', '.join(BOUNDARIES)}; got {boundary!r}")
+    if packed is not None:
+        _check_packing(packed)
     states = as_bits(states)
     *batch, width = states.shape
     states = states.reshape(prod(batch), width)
     if last:
-        burn_in, steps = burn_in + steps * every, 0
+        burn_in, steps, every = burn_in + steps * every, 0, 1
     rows = () if last else (steps + 1,)
     if packed == "batch":
         out = _buffer((*rows, width, _words_for(len(states))), np.uint64, out)
         lanes = out.shape[-1]
     else:
-        cells = width if _checked(packed) is None else _words_for(width)
+        cells = _words_for(width) if packed else width
         out = _buffer((*batch, *rows, cells), np.uint64 if packed else np.uint8, out)
         # A dense result takes the way with fewer words: 64 automata in each, or 64 cells of one automaton.
         lanes = int(packed is None and _words_for(len(states)) * width <= len(states) * _words_for(width))
@@ -94,8 +96,9 @@ def pack(states: ArrayLike, packed: Packing) -> Words:
     ``"width"``: ``(..., W)`` becomes ``(..., ceil(W / 64))``. ``"batch"``: ``(B, ..., W)`` becomes
     ``(..., W, ceil(B / 64))``. ValueError for a packing that does not exist, or states other than 0 and 1.
     """
+    _check_packing(packed)
     states = as_bits(states)
-    if _checked(packed) == "batch":
+    if packed == "batch":
         states = np.moveaxis(states, 0, -1)
     padding = [(0, 0)] * (states.ndim - 1) + [(0, -states.shape[-1] % 64)]
     octets = np.packbits(np.pad(states, padding), axis=-1, bitorder="little")
@@ -108,6 +111,7 @@ def unpack(words: Words, packed: Packing, size: int) -> Bits:
     ``"width"``: ``(..., ceil(size / 64))`` becomes ``(..., size)``. ``"batch"``: ``(..., W, ceil(size / 64))``
     becomes ``(size, ..., W)``. ValueError for a packing that does not exist, or words of another shape or dtype.
     """
+    _check_packing(packed)
     size = integer("size", size, 0)
     words = np.asarray(words)
     if words.dtype != np.uint64 or words.ndim == 0 or words.shape[-1] != _words_for(size):
@@ -116,7 +120,7 @@ def unpack(words: Words, packed: Packing, size: int) -> Bits:
         )
     octets = np.ascontiguousarray(words, "<u8").view(np.uint8)
     cells = np.unpackbits(octets, axis=-1, count=size, bitorder="little")
-    return np.ascontiguousarray(np.moveaxis(cells, -1, 0)) if _checked(packed) == "batch" else cells
+    return np.ascontiguousarray(np.moveaxis(cells, -1, 0)) if packed == "batch" else cells
 
 
 def random_states(batch: int | Sequence[int], width: int, *, seed: int, density: float = 0.5) -> Bits:
@@ -163,10 +167,9 @@ def _words_for(bits: int) -> int:
     return -(-bits // 64)
 
 
-def _checked(packed: Packing | None) -> Packing | None:
-    if packed is not None and packed not in PACKINGS:
-        raise ValueError(f"packed must be None, 'batch' or 'width'; got {packed!r}")
-    return packed
+def _check_packing(packed: Packing) -> None:
+    if packed not in PACKINGS:
+        raise ValueError(f"packed must be 'batch' or 'width'; got {packed!r}")
 
 
 def _buffer(shape: tuple[int, ...], dtype: type, out: NDArray | None) -> NDArray:
