@@ -28,6 +28,7 @@ _BITS = np.left_shift(1, np.arange(8)).astype(np.uint8)
 # Measured on one core with 1 MB of second-level cache; they change the speed and nothing else.
 _CACHE = 2**19  # bytes of rows that are made before they are read
 _ROWS = 512  # how many rows that should be, at least, before several runs share it
+_OCTETS = 2**14  # bytes of eight automata each that are spread before the next ones
 _TILE = 512  # words of a wide row that are taken through a few updates before the next ones
 _SLOPE = 4  # how many updates that is
 
@@ -53,7 +54,8 @@ def evolve(how: How, start: Words, result: NDArray, burn_in: int, every: int) ->
     length, packed = result.shape[1], result.dtype == np.uint64
     share = 64 if how.lanes and not packed else 1  # rows of bytes that a run has
     together = max(1, _CACHE // (8 * words * _ROWS))
-    ahead = max(1, min(_CACHE // (8 * words * together), max(burn_in, length, every)))
+    needed = max(burn_in, every) if packed else max(burn_in, every, length)
+    ahead = max(1, min(_CACHE // (8 * words * together), needed))
     for first in range(0, runs, together):
         block = np.empty((min(together, runs - first), ahead + 1, words), np.uint64)
         block[:, 0] = start[first : first + together]
@@ -98,7 +100,9 @@ def _advance(how: How, block: Words, updates: int) -> None:
 
 def _march(how: How, rows: Words, updates: int) -> None:
     """Fill as many of ``rows`` (runs, T, words) after the first, each from the one before."""
-    if how.lanes:
+    if how.lanes and how.boundary == _PERIODIC and how.width > 1:
+        _march_rings(how.masks, how.lanes, rows, updates)
+    elif how.lanes:
         _march_batch(how.masks, how.boundary, how.lanes, rows, updates)
     else:
         _march_width(how.masks, how.boundary, how.width, rows, updates)
@@ -125,16 +129,18 @@ def pack_batch(states, lanes):  # pragma: no cover - compiled
 @njit(cache=True)
 def _spread_batch(block, rows, t, count):  # pragma: no cover - compiled
     """Bits to bytes: the first rows of ``block`` (runs, >= count, W) to ``rows[:, t : t + count]`` (B, count, W)."""
-    octets = np.empty(count * block.shape[2], np.uint8)
-    for b in range(len(rows)):
-        if b % 8 == 0:  # eight automata of a word at a time, so that what follows works on bytes
-            words, shift = block[b // 64, :count].reshape(-1), np.uint64(b % 64)
-            for x in range(len(octets)):
-                octets[x] = np.uint8(words[x] >> shift)
-        bit = _BITS[b % 8]  # looked up: of 1 << b the compiler makes a shift of every octet, four times as slow
-        cells = rows[b, t : t + count].reshape(-1)
-        for x in range(len(octets)):
-            cells[x] = (octets[x] & bit) != 0
+    octets = np.empty(min(_OCTETS, count * block.shape[2]), np.uint8)
+    for first in range(0, len(rows), 8):  # eight automata of a word at a time, so that what follows works on bytes
+        words, shift = block[first // 64, :count].reshape(-1), np.uint64(first % 64)
+        for begin in range(0, len(words), len(octets)):
+            part = words[begin : begin + len(octets)]
+            for x in range(len(part)):
+                octets[x] = np.uint8(part[x] >> shift)
+            for b in range(first, min(first + 8, len(rows))):
+                bit = _BITS[b % 8]  # looked up: of 1 << b the compiler makes shifts, four times as slow
+                cells = rows[b, t : t + count].reshape(-1)[begin : begin + len(octets)]
+                for x in range(len(cells)):
+                    cells[x] = (octets[x] & bit) != 0
 
 
 @njit(cache=True)
@@ -167,26 +173,34 @@ def _apply(a, left, centre, right, new):  # pragma: no cover - compiled
 
 
 @njit(cache=True)
-def _march_batch(a, boundary, lanes, rows, updates):  # pragma: no cover - compiled
-    """`_march` where neighbours lie ``lanes`` words apart."""
+def _march_rings(a, lanes, rows, updates):  # pragma: no cover - compiled
+    """`_march` where neighbours lie ``lanes`` words apart, on rings of two cells or more: a tenth faster by itself."""
     end = rows.shape[2] - lanes  # the last cell begins here
+    for run in range(len(rows)):
+        for t in range(updates):
+            now, new = rows[run, t], rows[run, t + 1]
+            _apply(a, now[: end - lanes], now[lanes:end], now[2 * lanes :], new[lanes:end])
+            _apply(a, now[end:], now[:lanes], now[lanes : 2 * lanes], new[:lanes])
+            _apply(a, now[end - lanes : end], now[end:], now[:lanes], new[end:])
+
+
+@njit(cache=True)
+def _march_batch(a, boundary, lanes, rows, updates):  # pragma: no cover - compiled
+    """`_march` where neighbours lie ``lanes`` words apart, for any boundary and width."""
+    end = rows.shape[2] - lanes
     beyond = np.full(lanes, _ONES if boundary == _FIXED1 else np.uint64(0))
     for run in range(len(rows)):
         for t in range(updates):
             now, new = rows[run, t], rows[run, t + 1]
             first, last = now[:lanes], now[end:]
-            if end:
-                _apply(a, now[: end - lanes], now[lanes:end], now[2 * lanes :], new[lanes:end])
-            if end and boundary == _PERIODIC:  # on its own: a tenth faster than the general case
-                _apply(a, last, first, now[lanes : 2 * lanes], new[:lanes])
-                _apply(a, now[end - lanes : end], last, first, new[end:])
-                continue
             if boundary == _PERIODIC:
                 before, after = last, first
             elif boundary == _SYMMETRIC:
                 before, after = first, last
             else:
                 before, after = beyond, beyond
+            if end:
+                _apply(a, now[: end - lanes], now[lanes:end], now[2 * lanes :], new[lanes:end])
             _apply(a, before, first, now[lanes : 2 * lanes] if end else after, new[:lanes])
             _apply(a, now[end - lanes : end] if end else before, last, after, new[end:])
 
