@@ -64,8 +64,12 @@ def speed() -> str:
     for task, lines in table.groupby("task", sort=False):
         others = lines[~lines["way"].str.startswith("library")]
         if len(others):
-            beside = ", ".join(f"{line.ratio:.2g} × {line.way}" for line in others.itertuples())
-            rows.append({"task": task, "library": f"{lines['rate'].iloc[0]:.1e} {lines['unit'].iloc[0]}", "is": beside})
+            ratios = [float(f"{ratio:.2g}") for ratio in others["ratio"]]
+            beside = [
+                f"{ratio:,.{0 if ratio > 10 else 2}f} × {way}" for ratio, way in zip(ratios, others["way"], strict=True)
+            ]
+            rate = f"{lines['rate'].iloc[0]:.1e}".replace("e+", "e")
+            rows.append({"task": task, "library": f"{rate} {lines['unit'].iloc[0]}", "that is": ", ".join(beside)})
     return findings.markdown(pd.DataFrame(rows).set_index("task"))
 
 
@@ -94,8 +98,13 @@ def written(text: str) -> str:
 def main() -> None:
     README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
     name = "00_start_here"
-    shutil.copyfile(parameters.folder(name, results.values("fast")[name]) / "headline.png", HEADLINE)
-    print("README.md: generated parts and headline figure are up to date")
+    picture = parameters.folder(name, results.values("fast")[name]) / "headline.png"
+    if picture.is_file():
+        shutil.copyfile(picture, HEADLINE)
+    print(
+        "README.md: generated parts are up to date;",
+        "headline too" if picture.is_file() else f"{name} has not run here",
+    )
 
 
 if __name__ == "__main__":

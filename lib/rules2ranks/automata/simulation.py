@@ -45,7 +45,7 @@ def simulate(
     last: keep only the last of these rows, and drop the axis T.
     packed: ``None`` for a byte a cell, ``"batch"`` for a bit each of 64 automata in a word, ``"width"`` for 64
         neighbouring cells in a word; `unpack` turns either into bytes. An eighth of the memory, and faster by as much.
-    out: where to write the result, C-contiguous and of exactly its shape and dtype.
+    out: where to write the result, C-contiguous and of exactly its shape and dtype; best at a multiple of 64 bytes.
 
     Returns
     -------
