@@ -20,6 +20,29 @@ def test_rows_to_come_do_not_matter():
     assert not torch.equal(before[:, 7:], after[:, 7:])
 
 
+def test_the_published_mask_adds_one_to_the_past_and_lets_the_future_through():
+    model = models.RowGPT(5, 5, layers=1, heads=2, hidden=16, rows=12, seed=0, mask="published").eval()
+    rows = torch.rand(2, 12, 5)
+    block, positions = model.body.h[0], model.body.wpe.weight
+    with torch.no_grad():
+        x = model.input(rows) + positions
+        q, k, v = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in block.attn.c_attn(block.ln_1(x)).chunk(3, -1))
+        scores = q @ k.mT / 8**0.5 + torch.ones(12, 12).tril()
+        x = x + block.attn.c_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        x = x + block.mlp(block.ln_2(x))
+        by_hand = model.output(model.body.ln_f(x))
+        assert torch.allclose(model(rows), by_hand, atol=1e-5)  # sums in single precision, in another order
+        causal = models.RowGPT(5, 5, layers=1, heads=2, hidden=16, rows=12, seed=0).eval()
+        assert not torch.allclose(model(rows), causal(rows), atol=1e-3)
+
+
+def test_more_rows_than_positions_are_refused():
+    with pytest.raises(ValueError, match="13 rows are more than the 12 positions"):
+        models.RowGPT(5, 5, **SMALL, seed=0)(torch.rand(1, 13, 5))
+    with pytest.raises(ValueError, match="mask must be one of causal, published; got 'none'"):
+        models.RowGPT(5, 5, **SMALL, seed=0, mask="none")
+
+
 def test_the_seed_decides_the_weights_and_nothing_else_moves():
     torch.manual_seed(3)
     expected = torch.rand(2)

@@ -86,6 +86,22 @@ def test_a_rule_is_learnt_and_coin_flips_are_not():
     assert coin["majority"] == pytest.approx(0.5, abs=0.02)
 
 
+def test_the_published_mask_reads_coins_from_the_future():
+    """The next row stands in the input of the next position, and nothing hides it: far below what can be learnt."""
+    leaking = stages.pretrain(source="coin", mask="published", **{**TINY, "steps": 500}).metrics
+    assert leaking["loss"] < 0.5  # 0.06 in a trial; ln 2 = 0.693 is the floor of an honest prediction
+    board = stages.downstream(body={"source": "coin", "mask": "published", **TINY, "steps": 2}, steps=2, batch=4)
+    honest = stages.downstream(body={"source": "coin", **TINY, "steps": 2}, steps=2, batch=4)
+    assert board.metrics["loss"] != honest.metrics["loss"]
+    nim = [
+        stages.downstream(
+            body={"source": "coin", "mask": mask, **TINY, "steps": 2}, task="nim", start="random", steps=2
+        )
+        for mask in ("causal", "published")
+    ]
+    assert nim[0].metrics["loss"] == nim[1].metrics["loss"]  # causal in the published code, too
+
+
 def test_windows_obey_the_rule_inside_the_crop():
     window = learning.rows_of(110, 3, 10, 6, ring=50, every=1, seed=4)
     assert window.shape == (3, 7, 10)

@@ -1,7 +1,7 @@
 """The GPT-2 on binary rows, the small Llama, and loading any causal language model."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,15 +12,45 @@ from transformers.utils import logging
 logging.disable_progress_bar()  # loading a model of two megabytes needs no progress bar
 
 
+#: What a position may attend to. "causal": itself and what came before. "published": everything, with 1 added to the
+#: attention scores of itself and the past, which is what the published code of "Intelligence at the Edge of Chaos" does
+#: with the library version that it pins: it hands a triangle of 0 and 1 to a function that adds it.
+Mask = Literal["causal", "published"]
+
+
+def through_blocks(body: GPT2Model, embedded: Tensor, mask: Mask) -> Tensor:
+    """What GPT-2's blocks make of embedded positions, `(B, T, hidden)` both."""
+    length = embedded.shape[1]
+    if length > body.wpe.num_embeddings:
+        raise ValueError(f"{length} rows are more than the {body.wpe.num_embeddings} positions that the model has")
+    if mask == "causal":
+        return body(inputs_embeds=embedded).last_hidden_state
+    added = torch.ones(length, length, dtype=embedded.dtype, device=embedded.device).tril()
+    return body(inputs_embeds=embedded, attention_mask=added.expand(len(embedded), 1, -1, -1)).last_hidden_state
+
+
 class RowGPT(nn.Module):
     """GPT-2 blocks between two linear layers: one position is one row of cells, with no token embedding.
 
-    Causal: the output at position t sees rows 0…t only (`Intelligence at the Edge of Chaos`, with the mask that its
-    published code lacks). Input `(B, T, inputs)` floats, output logits `(B, T, outputs)`.
+    With `mask="causal"` the output at position t sees rows 0…t only; `mask="published"` lets the future through (see
+    `Mask`), for comparison. Input `(B, T, inputs)` floats, output logits `(B, T, outputs)`.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, layers: int, heads: int, hidden: int, rows: int, seed: int):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        layers: int,
+        heads: int,
+        hidden: int,
+        rows: int,
+        seed: int,
+        mask: Mask = "causal",
+    ):
         super().__init__()
+        if mask not in get_args(Mask):
+            raise ValueError(f"mask must be one of {', '.join(get_args(Mask))}; got {mask!r}")
         if hidden % heads:
             raise ValueError(f"hidden ({hidden}) must be a multiple of heads ({heads})")
         config = GPT2Config(
@@ -42,9 +72,10 @@ class RowGPT(nn.Module):
             self.input = nn.Linear(inputs, hidden)
             self.output = nn.Linear(hidden, outputs)
         self.body.wte = nn.Identity()  # rows come in as vectors: nothing looks a token up
+        self.mask = mask
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.output(self.body(inputs_embeds=self.input(rows)).last_hidden_state)
+        return self.output(through_blocks(self.body, self.input(rows), self.mask))
 
 
 class TaskGPT(nn.Module):
@@ -56,11 +87,19 @@ class TaskGPT(nn.Module):
     """
 
     def __init__(
-        self, body: GPT2Model, kind: Literal["boards", "tokens"], *, cells: int, classes: int, length: int, seed: int
+        self,
+        body: GPT2Model,
+        kind: Literal["boards", "tokens"],
+        *,
+        cells: int,
+        classes: int,
+        length: int,
+        seed: int,
+        mask: Mask = "causal",
     ):
         super().__init__()
         hidden = body.config.n_embd
-        self.kind, self.cells, self.classes = kind, cells, classes
+        self.kind, self.cells, self.classes, self.mask = kind, cells, classes, mask
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.input = nn.Linear(cells, hidden) if kind == "boards" else nn.Embedding(classes, hidden)
@@ -74,7 +113,7 @@ class TaskGPT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         embedded = self.input(x.float() if self.kind == "boards" else x)
-        logits = self.output(self.body(inputs_embeds=embedded).last_hidden_state)
+        logits = self.output(through_blocks(self.body, embedded, self.mask))
         return logits.unflatten(-1, (self.cells, self.classes)) if self.kind == "boards" else logits
 
 
