@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -83,6 +84,7 @@ def test_a_rule_is_learnt_and_coin_flips_are_not():
     assert rule["copy"] == 1.0
     # The held-out loss is a mean over 8 × 16 × 12 × 8 coins: its own sampling error is below 0.01.
     assert coin["loss"] > math.log(2) - 0.01
+    assert coin["floor"] is None  # crops of 8 cells
     assert coin["majority"] == pytest.approx(0.5, abs=0.02)
 
 
@@ -107,6 +109,35 @@ def test_windows_obey_the_rule_inside_the_crop():
     assert window.shape == (3, 7, 10)
     left, centre, right = (window[:, :-1, k : k + 8] for k in (0, 1, 2))
     assert np.array_equal(window[:, 1:, 1:9], 110 >> (4 * left + 2 * centre + right) & 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "every", "cells"),
+    [(204, 1, 0), (0, 3, 0), (60, 1, 1), (170, 1, 1), (170, 4, 4), (90, 1, 2), (150, 1, 2), (90, 2, 4), (30, 1, 1.5)],
+)
+def test_the_floor_of_rules_that_one_can_work_out(source, every, cells):
+    """On rules that keep random cells random, a hidden parent that decides alone costs one coin flip."""
+    # Rule 30's right edge is decided by the hidden cell where its own cell is 0: half a coin flip.
+    assert learning.crop_floor(source, 100, every=every) == pytest.approx(cells * math.log(2) / 100, abs=2e-5 * every)
+
+
+def test_the_floor_is_an_entropy_counted_on_windows():
+    # Crops of ten cells, 160,000 of them at forty times: 1024 contexts leave a bias of 3e-3 nats an edge cell, 1 %;
+    # which times were drawn moves it by a few per cent.
+    windows = np.concatenate([learning.rows_of(54, 4_000, 10, 1, ring=1000, every=1, seed=s) for s in range(40)])
+    seen = pd.DataFrame(
+        {"context": windows[:, 0] @ 2 ** np.arange(10), "left": windows[:, 1, 0], "right": windows[:, 1, 9]}
+    )
+    lost = 0.0
+    for edge in ("left", "right"):
+        share = seen.groupby("context")[edge].mean().loc[seen["context"]].to_numpy()
+        lost += -np.mean(np.log(np.where(seen[edge] == 1, share, 1 - share)))
+    assert learning.crop_floor(54, 10) == pytest.approx(lost / 10, rel=0.08)
+    assert learning.crop_floor(124, 50) == pytest.approx(learning.crop_floor(110, 50), rel=0.05)  # mirror images
+    assert learning.crop_floor("coin", 50) == math.log(2)
+    for wrong in ({"every": 6}, {"width": 9}, {"every": 0}):
+        with pytest.raises(ValueError, match="the floor is for every from 1 to 5 and crops of at least 10 cells"):
+            learning.crop_floor(**{"source": 110, "width": 20, **wrong})
 
 
 def test_draws_never_meet():
