@@ -380,6 +380,10 @@ def test_equivalence_classes():
     assert sum(map(len, covered)) == 256 and set.union(*covered) == set(range(256))
 
 
+def test_a_representative_is_a_plain_number():
+    assert [type(automata.representative(rule)) for rule in (np.uint8(3), True)] == [int, int]
+
+
 def test_langton_lambda():
     assert [automata.langton_lambda(rule) for rule in (0, 110, 90, 255)] == [0, 0.625, 0.5, 1]
 

@@ -32,8 +32,9 @@ def simulate(
 ) -> torch.Tensor:
     """Evolve every state ``(..., W)`` of a batch on its device: ``(..., T, W)`` uint8, or ``(..., W)`` with ``last``.
 
-    Parameters, rows and errors are those of `automata.simulate`; the states are a tensor of booleans, integers or
-    floats, and ValueError is also raised for anything but a tensor. No gradient passes through.
+    Parameters, rows and errors are those of `automata.simulate`, without ``packed`` and ``out``; the states are a
+    tensor of booleans, integers or floats, and ValueError is also raised for anything but a tensor. No gradient
+    passes through.
     """
     coefficients = algebraic_normal_form(rule).tolist()
     steps = integer("steps", steps, 0)

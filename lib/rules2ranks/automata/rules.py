@@ -58,7 +58,7 @@ def equivalents(rule: int) -> dict[str, int]:
 
 def representative(rule: int) -> int:
     """The smallest rule number among a rule and its equivalents. ValueError for a rule outside 0 to 255."""
-    return min(rule, *equivalents(rule).values())
+    return min(integer("rule", rule, 0, 255), *equivalents(rule).values())
 
 
 def representatives() -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -44,7 +45,8 @@ def simulate(
     every: updates from one recorded row to the next, >= 1.
     last: keep only the last of these rows, and drop the axis T.
     packed: ``None`` for a byte a cell, ``"batch"`` for a bit each of 64 automata in a word, ``"width"`` for 64
-        neighbouring cells in a word; `unpack` turns either into bytes. An eighth of the memory, and faster by as much.
+        neighbouring cells in a word; `unpack` turns either into bytes. An eighth of the memory for whole words, and
+        many times as fast.
     out: where to write the result, C-contiguous and of exactly its shape and dtype; best at a multiple of 64 bytes.
 
     Returns
@@ -134,7 +136,7 @@ def random_states(batch: int | Sequence[int], width: int, *, seed: int, density:
     sizes = batch if isinstance(batch, Sequence) else (batch,)
     shape = (*(integer("batch", size, 0) for size in sizes), integer("width", width, 1))
     seed = integer("seed", seed, 0)
-    if not 0 <= density <= 1:
+    if not isinstance(density, Real) or not 0 <= density <= 1:
         raise ValueError(f"density must lie between 0 and 1; got {density!r}")
     return (np.random.Generator(np.random.Philox(seed)).random(shape) < density).astype(np.uint8)
 
@@ -159,7 +161,9 @@ def as_bits(values: ArrayLike) -> Bits:
     else:
         good = ((array == 0) | (array == 1)).all()
     if not good:
-        raise ValueError(f"cells must be 0 or 1; got {array[(array != 0) & (array != 1)].flat[0]}")
+        wrong = array[(array != 0) & (array != 1)].flat[0]
+        hint = " (packed rows? `unpack` them first)" if array.dtype == np.uint64 else ""
+        raise ValueError(f"cells must be 0 or 1; got {wrong.item()!r}{hint}")
     return np.ascontiguousarray(array, np.uint8)
 
 

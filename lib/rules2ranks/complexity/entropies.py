@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rules2ranks.automata.rules import integer
 from rules2ranks.complexity.patterns import one_run
 
 BLOCK = 5  # 32 counts, few enough for the 1000 or so blocks of the published runs
@@ -19,7 +20,8 @@ def block_entropy(bits: ArrayLike, length: int, *, axis: int = -1) -> float:
     """Shannon entropy, in bits, of the blocks of ``length`` neighbouring cells: from 0 (constant) to ``length``.
 
     ``axis=-1`` takes blocks in space, ``axis=-2`` in time; a string ``(n,)`` has the one axis. With length 1 it is
-    the entropy of the cells. For m blocks it lies about 2**length / (1.4 m) bits too low on random cells.
+    the entropy of the cells. For m blocks, many more than 2**length, it lies about
+    (2**length - 1) / (1.4 m) bits too low on random cells.
 
     Source: C. E. Shannon, A mathematical theory of communication (1948), section 7. Cost: linear.
     Raises ValueError for a length outside 1 to 20 or longer than the axis, no such axis, a batch of runs, or values
@@ -31,8 +33,9 @@ def block_entropy(bits: ArrayLike, length: int, *, axis: int = -1) -> float:
 def entropy_rate(bits: ArrayLike, length: int = BLOCK, *, axis: int = -1) -> float:
     """Entropy of a cell, in bits, given the ``length - 1`` cells before it: from 0 (determined) to 1 (random).
 
-    The conditional entropy H(length) - H(length - 1), both over the same blocks; it falls to the entropy rate as the
-    length grows. ``axis=-1`` looks along a row, ``axis=-2`` back in time at the same cell.
+    The conditional entropy H(length) - H(length - 1), both over the same blocks. It comes down to the entropy rate as
+    the length grows, as long as there are many more blocks than the 2**length that could occur; with fewer it goes on
+    down to 0, for nothing is seen twice. ``axis=-1`` looks along a row, ``axis=-2`` back in time at the same cell.
     Source, cost and errors: as `block_entropy`.
     """
     counts = _block_counts(bits, length, axis)
@@ -50,8 +53,7 @@ def mutual_information(bits: ArrayLike, distance: int = 1, *, axis: int = -1) ->
     Raises ValueError for a distance below 1 or not shorter than the axis; otherwise as `block_entropy`.
     """
     cells = _along(bits, axis)
-    if not 1 <= distance < cells.shape[-1]:
-        raise ValueError(f"distance must lie between 1 and {cells.shape[-1] - 1} on this axis; got {distance!r}")
+    distance = integer("distance on this axis", distance, 1, cells.shape[-1] - 1)
     pairs = np.bincount((2 * cells[..., :-distance] + cells[..., distance:]).ravel(), minlength=4).reshape(2, 2)
     return max(0.0, _entropy(pairs.sum(axis=0)) + _entropy(pairs.sum(axis=1)) - _entropy(pairs))
 
@@ -59,11 +61,7 @@ def mutual_information(bits: ArrayLike, distance: int = 1, *, axis: int = -1) ->
 def _block_counts(bits: ArrayLike, length: int, axis: int) -> NDArray[np.int64]:
     """How often each of the 2**length blocks occurs along the axis; the last cell is the lowest bit."""
     cells = _along(bits, axis)
-    if not 1 <= length <= min(_LONGEST_BLOCK, cells.shape[-1]):
-        raise ValueError(
-            f"block length must lie between 1 and {_LONGEST_BLOCK} and fit the axis of {cells.shape[-1]} cells; "
-            f"got {length!r}"
-        )
+    length = integer(f"block length on an axis of {cells.shape[-1]}", length, 1, min(_LONGEST_BLOCK, cells.shape[-1]))
     blocks = cells.shape[-1] - length + 1
     codes = np.zeros((*cells.shape[:-1], blocks), np.int32)
     for offset in range(length):
@@ -73,9 +71,7 @@ def _block_counts(bits: ArrayLike, length: int, axis: int) -> NDArray[np.int64]:
 
 def _along(bits: ArrayLike, axis: int) -> NDArray[np.uint8]:
     cells = one_run(bits)
-    if not -cells.ndim <= axis < cells.ndim:
-        raise ValueError(f"axis {axis} does not exist in cells of shape {cells.shape}")
-    return np.moveaxis(cells, axis, -1)
+    return np.moveaxis(cells, integer(f"axis of cells of shape {cells.shape}", axis, -cells.ndim, cells.ndim - 1), -1)
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
