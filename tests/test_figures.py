@@ -4,9 +4,11 @@ import matplotlib
 
 matplotlib.use("agg")
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from rules2ranks import figures
 
@@ -43,3 +45,22 @@ def test_every_class_has_its_colour_and_only_those_that_occur_a_legend(ax):
     figures.by_class(ax, [1, 2, 3], [1, 2, 3], [2, 4, 4])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["II periodic", "IV complex"]
     assert len(set(figures.CLASS_COLOURS.values())) == 4
+
+
+def test_live_draws_again_at_every_change():
+    slider, choice = ipywidgets.IntSlider(3, 0, 9), ipywidgets.Dropdown(options=["a", "b"])
+    box = figures.live(lambda number, letter: f"{number}{letter}", number=slider, letter=choice)
+    assert box.children[:2] == (slider, choice) and box.children[2].value == "3a"
+    slider.value, choice.value = 7, "b"
+    assert box.children[2].value == "7b"
+
+    def picture(number):
+        fig = Figure(figsize=(1, 1))
+        fig.subplots().plot([0, number])
+        return fig
+
+    drawn = figures.live(picture, number=slider).children[1]
+    before = drawn.value
+    assert before.startswith('<img src="data:image/png;base64,iVBOR')
+    slider.value = 2
+    assert drawn.value != before

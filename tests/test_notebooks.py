@@ -196,6 +196,13 @@ def test_what_needs_no_torch_does_not_load_it(name: str) -> None:
     assert run.returncode == 0, run.stderr
 
 
+@each
+def test_nothing_captures_output_in_a_widget(path: Path) -> None:
+    """`figures.live` says why: executed without a browser, such a notebook stops for good now and then."""
+    code = "\n".join(cell.source for cell in cells(path))
+    assert not re.search(r"\binteract(ive|ive_output|_manual)?\(|widgets\.Output\b", code)
+
+
 # --- the checks themselves --------------------------------------------------------------------------------------
 
 

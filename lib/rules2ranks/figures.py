@@ -1,12 +1,21 @@
 """One style, one palette, and the plots that recur."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from ipywidgets import ValueWidget, VBox
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 PALETTE = {
@@ -87,3 +96,29 @@ def by_class(ax: Axes, x: Sequence[float], y: Sequence[float], classes: Sequence
             )
     ax.legend(title="Wolfram class")
     return ax
+
+
+def live(draw: Callable[..., Figure | str], **controls: ValueWidget) -> VBox:
+    """Controls, and below them what `draw` makes of their values, made again at every change: a figure or HTML.
+
+    Not ipywidgets' own `interact`: that captures output, and then a notebook executed without a browser stops for good
+    now and then (nbclient sends the captured output back on the channel on which it waits for the cell's end).
+    """
+    import ipywidgets
+
+    shown = ipywidgets.HTML()
+
+    def renew(_change: object = None) -> None:
+        made = draw(**{name: control.value for name, control in controls.items()})
+        shown.value = made if isinstance(made, str) else _as_html(made)
+
+    for control in controls.values():
+        control.observe(renew, "value")
+    renew()
+    return ipywidgets.VBox([*controls.values(), shown])
+
+
+def _as_html(fig: Figure) -> str:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=100)
+    return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
