@@ -5,7 +5,7 @@
 Absolute figures depend on the machine and on what else it does; the column `ratio`, the library's rate over the other
 way's on the same work in the same run, is what can be compared. The ways of a task take turns, each is called once
 before it counts, and the fastest call stands. `fill` writes one value into a buffer of the same size and freshness as
-the result: no way of keeping all rows can be faster. All results are compared with each other first.
+the result: no way of keeping all rows can be faster. The results of many states and of LZ76 are compared first.
 """
 
 from __future__ import annotations

@@ -14,8 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from rules2ranks import automata
 
-COMPRESSION_LEVEL = 9
-
 
 def lz76(bits: ArrayLike) -> int:
     """Number of phrases in the Lempel-Ziv (1976) parsing of a string ``(n,)``, or of a run ``(T, W)`` row after row.
@@ -56,7 +54,7 @@ def compression(bits: ArrayLike) -> float:
     dynamical properties of cellular automata, Complex Systems 19, 1 (2010). Errors: as `lz76`.
     """
     cells = one_run(bits)
-    return 8 * len(zlib.compress(np.packbits(cells).tobytes(), COMPRESSION_LEVEL)) / cells.size
+    return 8 * len(zlib.compress(np.packbits(cells).tobytes(), 9)) / cells.size
 
 
 def fractal_dimension(run: ArrayLike) -> float:

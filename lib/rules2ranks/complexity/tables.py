@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rules2ranks import automata
+from rules2ranks.automata.rules import integer
 from rules2ranks.complexity import dynamics, entropies, patterns
 from rules2ranks.complexity.classes import wolfram_classes
 
@@ -66,7 +67,7 @@ def table(
         if isinstance(given, str) or not isinstance(given, Iterable):
             raise ValueError(f"{name} must be a list, such as {_SUCH_AS[name]}; got {given!r}")
     rules, seeds, measures = list(rules), list(seeds), list(measures)
-    rows, width = automata.rules.integer("rows", rows, 1), automata.rules.integer("width", width, 1)
+    rows, width = integer("rows", rows, 1), integer("width", width, 1)
     if not rules or not seeds:
         raise ValueError(f"expected at least one rule and one seed; got {len(rules)} rules and {len(seeds)} seeds")
     if min(rows, width) < entropies.BLOCK:
