@@ -8,7 +8,7 @@ import pytest
 
 from rules2ranks import published
 
-COVERED = ("published", "models", "wolfram_classes.csv")
+COVERED = ("games", "published", "models", "wolfram_classes.csv")
 
 
 def covered_files() -> list[str]:

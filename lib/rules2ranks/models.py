@@ -1,39 +1,36 @@
 """The GPT-2 on binary rows, the small Llama, and loading any causal language model."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging
+
+from rules2ranks.gpt2 import Blocks, Mask
 
 logging.disable_progress_bar()  # loading a model of two megabytes needs no progress bar
 
-
-#: What a position may attend to. "causal": itself and what came before. "published": everything, with 1 added to the
-#: attention scores of itself and the past, which is what the published code of "Intelligence at the Edge of Chaos" does
-#: with the library version that it pins: it hands a triangle of 0 and 1 to a function that adds it.
-Mask = Literal["causal", "published"]
-
-
-def through_blocks(body: GPT2Model, embedded: Tensor, mask: Mask) -> Tensor:
-    """What GPT-2's blocks make of embedded positions, `(B, T, hidden)` both."""
-    length = embedded.shape[1]
-    if length > body.wpe.num_embeddings:
-        raise ValueError(f"{length} rows are more than the {body.wpe.num_embeddings} positions that the model has")
-    if mask == "causal":
-        return body(inputs_embeds=embedded).last_hidden_state
-    added = torch.ones(length, length, dtype=embedded.dtype, device=embedded.device).tril()
-    return body(inputs_embeds=embedded, attention_mask=added.expand(len(embedded), 1, -1, -1)).last_hidden_state
+#: Layers, heads and hidden size. "tiny", "small" and "large" are the paper's; "laptop" is what most of ours use.
+SIZES = {
+    "tiny": {"layers": 1, "heads": 1, "hidden": 64},
+    "laptop": {"layers": 2, "heads": 4, "hidden": 64},
+    "small": {"layers": 12, "heads": 12, "hidden": 768},
+    "large": {"layers": 36, "heads": 20, "hidden": 1280},
+}
+#: How a board's cells go in: as the numbers that they are, or as one 0 or 1 for each value that a cell may have.
+BoardInput = Literal["integers", "one-hot"]
 
 
 class RowGPT(nn.Module):
     """GPT-2 blocks between two linear layers: one position is one row of cells, with no token embedding.
 
     With `mask="causal"` the output at position t sees rows 0…t only; `mask="published"` lets the future through (see
-    `Mask`), for comparison. Input `(B, T, inputs)` floats, output logits `(B, T, outputs)`.
+    `Mask`), for comparison. Input `(B, T, inputs)` floats, output logits `(B, T, outputs)`. No dropout: every step of
+    pretraining sees fresh rows.
     """
 
     def __init__(
@@ -49,71 +46,49 @@ class RowGPT(nn.Module):
         mask: Mask = "causal",
     ):
         super().__init__()
-        if mask not in get_args(Mask):
-            raise ValueError(f"mask must be one of {', '.join(get_args(Mask))}; got {mask!r}")
-        if hidden % heads:
-            raise ValueError(f"hidden ({hidden}) must be a multiple of heads ({heads})")
-        config = GPT2Config(
-            vocab_size=1,
-            n_positions=rows,
-            n_embd=hidden,
-            n_layer=layers,
-            n_head=heads,
-            bos_token_id=0,
-            eos_token_id=0,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            use_cache=False,
-        )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.body = GPT2Model(config)
+            self.body = Blocks(layers, heads, hidden, rows, mask)
             self.input = nn.Linear(inputs, hidden)
             self.output = nn.Linear(hidden, outputs)
-        self.body.wte = nn.Identity()  # rows come in as vectors: nothing looks a token up
-        self.mask = mask
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.output(through_blocks(self.body, self.input(rows), self.mask))
+        return self.output(self.body(self.input(rows)))
 
 
 class TaskGPT(nn.Module):
     """A RowGPT's blocks under new ends for a downstream task.
 
-    Boards `(B, T, cells)` of integers go through a new linear layer, tokens `(B, T)` through a new embedding; the
-    output is `(B, T, cells, classes)` or `(B, T, classes)`. The new ends and, for longer sequences than the body has
-    positions for, new positions are drawn from `seed`.
+    Boards `(B, T, cells)` of integers go through a new linear layer, as they are or one-hot; tokens `(B, T)` through a
+    new embedding. The output is `(B, T, cells, classes)` or `(B, T, classes)`. The new ends and, for longer sequences
+    than the body has positions for, new positions are drawn from `seed`.
     """
 
     def __init__(
         self,
-        body: GPT2Model,
+        body: Blocks,
         kind: Literal["boards", "tokens"],
         *,
         cells: int,
         classes: int,
         length: int,
         seed: int,
-        mask: Mask = "causal",
+        board_input: BoardInput = "integers",
     ):
         super().__init__()
-        hidden = body.config.n_embd
-        self.kind, self.cells, self.classes, self.mask = kind, cells, classes, mask
+        self.kind, self.cells, self.classes, self.board_input = kind, cells, classes, board_input
+        width = cells * classes if board_input == "one-hot" else cells
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.input = nn.Linear(cells, hidden) if kind == "boards" else nn.Embedding(classes, hidden)
-            self.output = nn.Linear(hidden, cells * classes if kind == "boards" else classes)
-            if length > body.config.n_positions:
-                longer = nn.Embedding(length, hidden)
-                nn.init.normal_(longer.weight, std=body.config.initializer_range)
-                longer.weight.data[: body.config.n_positions] = body.wpe.weight.data
-                body.wpe = longer
+            self.input = nn.Linear(width, body.hidden) if kind == "boards" else nn.Embedding(classes, body.hidden)
+            self.output = nn.Linear(body.hidden, cells * classes if kind == "boards" else classes)
+            body.lengthen(length)
         self.body = body
 
     def forward(self, x: Tensor) -> Tensor:
-        embedded = self.input(x.float() if self.kind == "boards" else x)
-        logits = self.output(through_blocks(self.body, embedded, self.mask))
+        if self.kind == "boards":
+            x = F.one_hot(x, self.classes).flatten(-2).float() if self.board_input == "one-hot" else x.float()
+        logits = self.output(self.body(self.input(x)))
         return logits.unflatten(-1, (self.cells, self.classes)) if self.kind == "boards" else logits
 
 
@@ -171,9 +146,18 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Weights written by `save_weights`, into a module of exactly those names and shapes, in place.
 
     Raises:
-        RuntimeError: a name or a shape does not fit; torch's message lists them.
+        ValueError: a name or a shape does not fit, so the file is of another architecture; says which.
     """
-    model.load_state_dict(load_file(path), strict=True)
+    weights = load_file(path)
+    have, want = ({name: tuple(t.shape) for name, t in of.items()} for of in (weights, model.state_dict()))
+    wrong = [
+        f"{name} {have.get(name, 'missing')} for {want.get(name, 'nothing')}"
+        for name in {**want, **have}
+        if have.get(name) != want.get(name)
+    ]
+    if wrong:
+        raise ValueError(f"{path} holds a model of another architecture: {'; '.join(wrong[:4])}")
+    model.load_state_dict(weights)
 
 
 def shuffle_weights(model: nn.Module, seed: int) -> None:

@@ -265,6 +265,11 @@ class Stage:
         plain = checked.model_dump(mode="json")
         return find_or_make(self.name, plain, self.versions, lambda work: self._function(work, **arguments))
 
+    def keep(self, make: Callable[[Path], dict], **parameters: Any) -> Result:
+        """The result for these parameters, or else what another maker of the same result writes: see `find_or_make`."""
+        plain = self.Params.check(parameters).model_dump(mode="json")
+        return find_or_make(self.name, plain, self.versions, make)
+
     def find(self, **parameters: Any) -> Result | None:
         """The finished result for these parameters, or None: never makes one."""
         folder = root() / self.name / key(self.Params.check(parameters).model_dump(mode="json"), self.versions)

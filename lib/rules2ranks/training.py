@@ -1,24 +1,28 @@
 """The one loop: steps, checkpoint, resume, progress, metrics. Pretraining, heads and recovery all use it."""
 
+import bisect
 import contextlib
 import ctypes
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-#: A loss takes the model and a batch and gives a scalar to go down.
+#: A loss takes the model and a batch and gives a scalar to go down (for models `Together`: one for each).
 Loss = Callable[[nn.Module, Any], Tensor]
+#: The share of the peak learning rate at a step, counted from 0.
+Rate = Callable[[int], float]
 
 
 def _keep_memory() -> None:
@@ -55,22 +59,87 @@ class History:
     """What a training saw.
 
     `loss` holds (step, mean training loss since the last entry); `evaluations` the dictionaries that `evaluate` gave,
-    each with its `step`. Both count finished optimiser steps.
+    each with its `step`. Both count finished optimiser steps. Of models `Together` the values are lists.
     """
 
     steps: int = 0
-    loss: list[tuple[int, float]] = field(default_factory=list)
-    evaluations: list[dict[str, float]] = field(default_factory=list)
+    loss: list[tuple[int, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+    def member(self, place: int, steps: int) -> "History":
+        """What the training of one of several models saw in its first `steps` steps."""
+        loss = [(step, value[place]) for step, value in self.loss if step <= steps]
+        evaluations = [
+            {"step": entry["step"], **{name: value[place] for name, value in entry.items() if name != "step"}}
+            for entry in self.evaluations
+            if entry["step"] <= steps
+        ]
+        return History(steps, loss, evaluations)
 
 
-def rate_at(step: int, steps: int, warmup: float, schedule: str) -> float:
-    """The share of the peak learning rate at a step: linear warm-up, then constant or half a cosine to zero."""
-    ramp = max(1, round(warmup * steps))
-    if warmup > 0 and step < ramp:
-        return (step + 1) / ramp
-    if schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - ramp * (warmup > 0)) / max(1, steps - ramp * (warmup > 0))))
+def cosine(steps: int, warmup: float = 0.1) -> Rate:
+    """Linear warm-up over a share of the steps, then half a cosine down to zero."""
+    ramp = round(warmup * steps)
+
+    def rate(step: int) -> float:
+        if step < ramp:
+            return (step + 1) / ramp
+        return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
+
+    return rate
+
+
+def constant(step: int) -> float:
+    """The peak rate at every step."""
+    return 1.0
+
+
+def restarts(first: int, rounds: int, warmup: float = 0.1) -> tuple[Rate, list[int]]:
+    """Rounds of `cosine`, each twice as long as the one before (Loshchilov and Hutter 2017, SGDR), and their ends.
+
+    What is learnt in the first round has been trained just as without the others.
+    """
+    ends = [first * (2 ** (k + 1) - 1) for k in range(rounds)]
+    begins = [0, *ends[:-1]]
+
+    def rate(step: int) -> float:
+        k = bisect.bisect_right(begins, step) - 1
+        return cosine(ends[k] - begins[k], warmup)(step - begins[k])
+
+    return rate, ends
+
+
+class Together(nn.Module):
+    """Several models of one shape side by side: one process, one training, a GPU that is full with small models.
+
+    Inputs and outputs have a first axis of models. Each is trained as it would be alone (its own loss, its own
+    gradient norm), to the rounding of sums in another order.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]):
+        super().__init__()
+        self._pattern = [members[0]]  # in a list, so that it is no part of this module: only its code is used
+        stacked, _ = torch.func.stack_module_state(list(members))
+        for name, values in stacked.items():
+            self.register_parameter(name.replace(".", "/"), nn.Parameter(values.detach()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def one(values: dict[str, Tensor], own: Tensor) -> Tensor:
+            return torch.func.functional_call(self._pattern[0], values, (own,))
+
+        return torch.vmap(one)({name.replace("/", "."): p for name, p in self.named_parameters()}, x)
+
+    def member(self, place: int) -> dict[str, Tensor]:
+        """The state of one of the models."""
+        return {name.replace("/", "."): p.detach()[place] for name, p in self.named_parameters()}
+
+    def clip_gradients(self, largest: float) -> None:
+        """Scale each model's gradient down to that norm, as `clip_grad_norm_` does for a model alone."""
+        gradients = [p.grad for p in self.parameters()]
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+        scale = (largest / (norms + 1e-6)).clamp(max=1)
+        for g in gradients:
+            g.mul_(scale.view(-1, *[1] * (g.ndim - 1)))
 
 
 def train(
@@ -82,12 +151,14 @@ def train(
     lr: float,
     seed: int = 0,
     stop: int | None = None,
-    warmup: float = 0.1,
-    schedule: str = "cosine",
+    rate: Rate | None = None,
     weight_decay: float = 0.0,
     clip: float = 1.0,
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    bf16: bool = False,
+    log_every: int | None = None,
+    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
     evaluate_every: int | None = None,
+    until: Callable[[dict[str, Any]], bool] | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 15.0,
     label: str = "training",
@@ -96,12 +167,14 @@ def train(
 
     Args:
         batch: gives the batch of a step; a pure function of the step, so that a resumed run sees the same ones.
-        steps: optimiser steps that the schedule is made for.
+        steps: optimiser steps that the learning rate is planned for.
         stop: end after this many of them (None: all).
-        warmup: share of `steps` with a linearly rising rate.
-        schedule: "cosine" (to zero) or "constant".
+        rate: share of the peak rate `lr` at a step (None: `cosine(steps)`).
         clip: largest gradient norm; 0 leaves gradients as they are.
+        bf16: compute in bfloat16 where that is safe (torch's autocast); worth it on a GPU, slower on most CPUs.
+        log_every: steps from one entry of the loss's history to the next (None: a fiftieth of all).
         evaluate: called every `evaluate_every` steps and after the last, on the model in evaluation mode.
+        until: asked after each evaluation, with its entry (scores and `step`): True ends the training.
         checkpoint: a safetensors file, written every `checkpoint_seconds`; if it is there, training goes on from it to
             the same bits as without the interruption.
 
@@ -109,36 +182,42 @@ def train(
         ValueError: impossible settings, or a checkpoint of another training.
         FloatingPointError: the loss is no longer finite; says at which step.
     """
-    if schedule not in ("cosine", "constant"):
-        raise ValueError(f"schedule is 'cosine' or 'constant', not {schedule!r}")
     if stop is not None and not 0 < stop <= steps:
         raise ValueError(f"stop lies between 1 and the {steps} steps, not at {stop}")
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("no parameter of the model requires a gradient: nothing to train")
-    fused = next(iter(trained.values())).device.type in ("cpu", "cuda")
-    optimiser = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=weight_decay, fused=fused)
+    place = next(iter(trained.values())).device.type
+    optimiser = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=weight_decay, fused=place in ("cpu", "cuda"))
     history = _resume(checkpoint, trained, optimiser, steps) if checkpoint and checkpoint.is_file() else History()
-    last, every = stop or steps, evaluate_every or steps
+    rate, last, every, log_every = (
+        rate or cosine(steps),
+        stop or steps,
+        evaluate_every or steps,
+        log_every or steps // 50,
+    )
     saved = time.monotonic()
-    since: list[float] = []
+    since: list[Any] = []
     model.train()
     with tqdm(total=last, initial=history.steps, desc=label, unit="step", leave=False, mininterval=0.5) as bar:
         for step in range(history.steps, last):
             # Dropout draws from the global generator: seeding it by the step makes resuming exact.
             torch.manual_seed((seed << 32) + step)
             for group in optimiser.param_groups:
-                group["lr"] = lr * rate_at(step, steps, warmup, schedule)
-            value = _step(model, batch(step), loss, optimiser, trained, clip, step)
-            since.append(value)
+                group["lr"] = lr * rate(step)
+            with torch.autocast(place, torch.bfloat16, enabled=bf16):
+                value = loss(model, batch(step))
+            since.append(_step(model, value, optimiser, trained, clip, step))
             done = history.steps = step + 1
-            if done % max(1, steps // 50) == 0 or done == last:
-                history.loss.append((done, sum(since) / len(since)))
-                bar.set_postfix(loss=f"{history.loss[-1][1]:.4f}", refresh=False)
+            if done % max(1, log_every) == 0 or done == last:
+                history.loss.append((done, np.mean(since, axis=0).tolist()))
                 since.clear()
+            bar.update()
             if evaluate and (done % every == 0 or done == last):
                 history.evaluations.append({"step": done, **evaluated(model, evaluate)})
-            bar.update()
+                if until and until(history.evaluations[-1]):
+                    break
+            bar.set_postfix(_shown(history), refresh=False)
             # Only where no mean is under way, so that the history resumes to the same numbers too.
             if checkpoint and not since and time.monotonic() - saved > checkpoint_seconds and done < last:
                 _save(checkpoint, trained, optimiser, history, steps)
@@ -147,16 +226,26 @@ def train(
     return history
 
 
-def _step(model, batch, loss, optimiser, trained, clip, step) -> float:
+def _step(model, value, optimiser, trained, clip, step) -> Any:
     optimiser.zero_grad(set_to_none=True)
-    value = loss(model, batch)
-    if not torch.isfinite(value):
-        raise FloatingPointError(f"the loss is {value.item()} at step {step}: a lower learning rate may help")
-    value.backward()
+    if not torch.isfinite(value).all():
+        raise FloatingPointError(f"the loss is {value.tolist()} at step {step}: a lower learning rate may help")
+    value.sum().backward()
     if clip:
-        nn.utils.clip_grad_norm_(trained.values(), clip)
+        if isinstance(model, Together):
+            model.clip_gradients(clip)
+        else:
+            nn.utils.clip_grad_norm_(trained.values(), clip)
     optimiser.step()
-    return value.item()
+    return value.tolist()
+
+
+def _shown(history: History) -> dict[str, str]:
+    """What the progress bar says beside steps and time left: the latest loss, and accuracy where it is evaluated."""
+    latest = dict(loss=history.loss[-1][1]) if history.loss else {}
+    if history.evaluations and "accuracy" in history.evaluations[-1]:
+        latest["accuracy"] = history.evaluations[-1]["accuracy"]
+    return {name: f"{np.mean(value):.4f}" for name, value in latest.items()}
 
 
 @torch.no_grad()
@@ -183,7 +272,8 @@ def _save(path: Path, trained: dict, optimiser: torch.optim.Optimizer, history: 
 def _resume(path: Path, trained: dict, optimiser: torch.optim.Optimizer, steps: int) -> History:
     with safe_open(path, "pt") as file:
         names = {name.partition("/")[2] for name in file.keys()}
-        if names != set(trained) or file.metadata()["steps"] != str(steps):
+        fits = names == set(trained) and file.metadata()["steps"] == str(steps)
+        if not fits or any(file.get_slice(f"value/{n}").get_shape() != list(p.shape) for n, p in trained.items()):
             raise ValueError(f"{path} is a checkpoint of another training: remove it to begin anew")
         for name, p in trained.items():
             with torch.no_grad():

@@ -5,7 +5,8 @@ import importlib
 _HOMES = {
     "pretrain": "learning",
     "downstream": "learning",
-    "language": "learning",
+    "inspect": "inspecting",
+    "language": "language_suite",
     "prune": "compressing",
     "recover": "compressing",
     "fragility": "compressing",

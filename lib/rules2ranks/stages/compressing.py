@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from rules2ranks import models, pruning, recovery, training
 from rules2ranks.published import data_folder
 from rules2ranks.runs import stage
-from rules2ranks.stages import learning
+from rules2ranks.stages import language_suite, learning
 from rules2ranks.stages.learning import CHECKPOINT, WEIGHTS, draw_seed, pretrain
 from rules2ranks.stages.parameters import Importance, Rate, Seed, Share, Size, Spread, Steps
+from rules2ranks.tasks.rows import rows_of
 
 #: The trained model of the language suite that the project ships.
 SHIPPED = data_folder() / "models" / "language_suite"
@@ -47,15 +48,15 @@ def subject(base: Base) -> Subject:
         model = models.load_causal_lm(SHIPPED).to(training.device())
         return Subject(
             model,
-            learning.language_pairs,
-            learning.language_loss,
-            lambda m, seed: learning.language_scores(HELD_OUT, seed)(m),
+            language_suite.language_pairs,
+            language_suite.language_loss,
+            lambda m, seed: language_suite.language_scores(HELD_OUT, seed)(m),
         )
 
     def draw(size: int, seed: int, split: str) -> tuple[Tensor, ...]:
         # Splits need no other handling: `draw_seed` keeps their seeds apart.
         window = {"ring": base.ring, "every": base.every, "seed": seed}
-        return (learning.floats(learning.rows_of(base.source, size, base.width, base.rows, **window)),)
+        return (learning.floats(rows_of(base.source, size, base.width, base.rows, **window)),)
 
     return Subject(
         learning.pretrained(base),

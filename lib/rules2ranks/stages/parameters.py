@@ -24,7 +24,7 @@ Removed = Annotated[float, Field(gt=0, le=0.66, description="share of all parame
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1, description="learning rate")]
 Rank = Annotated[int, Field(ge=1, le=256, description="LoRA rank")]
-Task = Literal["reasoning-hard", "reasoning-easy", "nim"]
+Task = Literal["reasoning-hard", "reasoning-easy", "reasoning-hard-published", "nim", "nim-published", "chess"]
 Spread = Literal["uniform", "global"]
 Importance = Literal["taylor", "l2", "random"]
 

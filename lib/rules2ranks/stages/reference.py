@@ -6,21 +6,20 @@ settings. Every measurement is a stage result in `runs/`, so an interrupted run 
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
-from tqdm import tqdm
 
 from rules2ranks import runs, stages
 from rules2ranks.published import data_folder
+from rules2ranks.stages import edge
+from rules2ranks.stages.many import measure, seconds_of, stage_jobs
 
 
 class Reference(NamedTuple):
@@ -68,88 +67,7 @@ def _write(name: str, rows: Sequence[dict], settings: dict, seconds: float, prof
     runs.write_json(place.with_suffix(".json"), note)
 
 
-# --- many measurements at once ----------------------------------------------------------------------------------
-
-Job = tuple[Callable, dict[str, Any]]
-
-
-def run_stage(name: str, parameters: dict[str, Any]) -> runs.Result:
-    """One stage's result: what the workers are asked for."""
-    return getattr(stages, name)(**parameters)
-
-
-def measure(jobs: Sequence[Job], workers: int, label: str) -> list[Any]:
-    """Results of `function(**arguments)` for each job, in order, `workers` processes at a time, with progress."""
-    os.environ["TQDM_DISABLE"] = "1"  # for the workers: one bar, not one for each
-    os.environ["OMP_NUM_THREADS"] = "1"
-    done: dict[int, Any] = {}
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(function, **arguments): place for place, (function, arguments) in enumerate(jobs)}
-        try:
-            for future in tqdm(as_completed(waiting), total=len(jobs), desc=label, unit="run", disable=False):
-                done[waiting[future]] = future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # what was finished stays in runs/
-            raise
-    return [done[place] for place in range(len(jobs))]
-
-
-def stage_jobs(name: str, parameters: Sequence[dict[str, Any]]) -> list[Job]:
-    return [(run_stage, {"name": name, "parameters": p}) for p in parameters]
-
-
-def seconds_of(results: Sequence[runs.Result]) -> float:
-    """One-thread seconds that these results took when they were made."""
-    return sum(result.provenance["seconds"] for result in results)
-
-
 # --- the tables -------------------------------------------------------------------------------------------------
-
-
-def edge_of_chaos(settings: dict, workers: int) -> tuple[dict[str, list[dict]], float]:
-    """Rules × seeds × tasks, and the baselines: what frozen bodies that learnt from a rule are worth elsewhere."""
-    rules, seeds = settings["rules"], settings["seeds"]
-
-    def body(source: int | str, seed: int) -> dict:
-        return {"source": source, "seed": seed, **settings["pretrain"]}
-
-    taught = [(source, seed) for source in [*rules, "coin"] for seed in seeds]
-    learnt = measure(stage_jobs("pretrain", [body(*which) for which in taught]), workers, "pretraining")
-    kinds = [
-        *(("pretrained", "ends", *which) for which in taught),
-        *(("random", "ends", rules[0], seed) for seed in settings["random_seeds"]),
-        *(("shuffled", "ends", settings["shuffled_rule"], seed) for seed in seeds),
-        *(("random", "all", rules[0], seed) for seed in seeds),
-    ]
-    asked = []
-    for start, train, source, seed in kinds:
-        how = settings["downstream"] | (settings["from_scratch"] if train == "all" else {})
-        shared = {"body": body(source, seed), "start": start, "train": train, "seed": seed, **how}
-        asked += [{**shared, "task": task} for task in settings["tasks"]]
-    results = measure(stage_jobs("downstream", asked), workers, "downstream tasks")
-    known = {(r.params["source"], r.params["seed"]): r.metrics for r in learnt}
-    rows = [_downstream_row(result, known, settings["score_at"]) for result in results]
-    return {"edge_of_chaos": rows}, seconds_of(learnt) + seconds_of(results)
-
-
-def _downstream_row(result: runs.Result, known: dict, score_at: dict[str, int]) -> dict:
-    """One measurement, scored at its task's step, with how well the rule was learnt beside it."""
-    p, m = result.params, result.metrics
-    source, seed = p["body"]["source"], p["seed"]
-    (scored,) = (entry for entry in m["history"]["evaluations"] if entry["step"] == score_at[p["task"]])
-    row = {
-        "start": "scratch" if p["train"] == "all" else p["start"],
-        "source": "none" if p["start"] == "random" else source,
-        "seed": seed,
-        "task": p["task"],
-        "step": scored["step"],
-        "accuracy": scored["accuracy"],
-        "loss": scored["loss"],
-        "step_at_80": m["step_at_80"],
-    }
-    if p["start"] == "pretrained":
-        row |= {f"pretrain_{name}": known[source, seed][name] for name in ("loss", "accuracy", "majority", "copy")}
-    return row
 
 
 def compression(settings: dict, workers: int) -> tuple[dict[str, list[dict]], float]:
@@ -289,7 +207,12 @@ def language_suite(settings: dict, workers: int) -> tuple[dict[str, list[dict]],
     return {"language_suite": [rows[step] for step in sorted(rows)]}, result.provenance["seconds"]
 
 
-TABLES = {"edge_of_chaos": edge_of_chaos, "compression": compression, "rank_adaptor": rank_adaptor}
+TABLES = {
+    "edge_of_chaos": edge.edge_of_chaos,
+    "edge_ablations": edge.edge_ablations,
+    "compression": compression,
+    "rank_adaptor": rank_adaptor,
+}
 ON_REQUEST = {"language_suite": language_suite}
 
 

@@ -1,9 +1,12 @@
 """The downstream tasks: each draws batches, scores predictions and states its trivial baselines."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 import numpy as np
 
+from rules2ranks.tasks import nim, reasoning
 from rules2ranks.tasks.nim import Nim
 from rules2ranks.tasks.reasoning import Boards
 
@@ -41,16 +44,31 @@ class Task(Protocol):
         """Scores of trivial predictors, measured on validation draws."""
 
 
-_TASKS: dict[str, Task] = {task.name: task for task in (Boards("easy"), Boards("hard"), Nim())}
+def _chess() -> Task:
+    # Only who asks for chess loads what reads games.
+    from rules2ranks.tasks.chess import Chess
+
+    return Chess()
+
+
+_TASKS: dict[str, Callable[[], Task]] = {
+    "reasoning-easy": lambda: Boards("easy"),
+    "reasoning-hard": lambda: Boards("hard"),
+    "reasoning-hard-published": lambda: Boards(*reasoning.PUBLISHED),
+    "nim": Nim,
+    "nim-published": lambda: Nim(*nim.PUBLISHED),
+    "chess": _chess,
+}
 NAMES = tuple(_TASKS)
 
 
+@cache
 def get(name: str) -> Task:
-    """The task of that name at the sizes of the small set-up.
+    """The task of that name: at the sizes of the small set-up, or as published where the name says so.
 
     Raises:
         ValueError: there is no such task.
     """
     if name not in _TASKS:
         raise ValueError(f"task must be one of {NAMES}, got {name!r}")
-    return _TASKS[name]
+    return _TASKS[name]()

@@ -4,7 +4,7 @@ A game is written as published (Intelligence at the Edge of Chaos, arXiv 2410.02
 word: `Heaps: A5 B3 C6 Start: 1A2 2C4 … End`, where `2C4` means that player 2 takes four objects from heap C. Whoever
 takes the last object wins. A player makes a move that leaves a nim-sum of zero whenever there is one (Bouton 1901: then
 the opponent loses), each such move equally likely, and otherwise any legal move. The published games have 5–15 heaps of
-1–10; ours 3–4 heaps of 1–7 unless said.
+1–10, `Nim(*PUBLISHED)`; ours 3–4 heaps of 1–7 unless said.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from rules2ranks.tasks import splits
+from rules2ranks.tasks import ngram, splits
+
+PUBLISHED = (5, 15, 10)
+"""Fewest and most heaps and the largest heap of the published games."""
 
 _PAD, _HEAPS, _START, _END = range(4)
 
@@ -33,6 +36,20 @@ def choices(heaps: np.ndarray) -> np.ndarray:
     """Number of moves (…) among which an optimal player chooses: the winning ones, or all if there are none."""
     winning = np.count_nonzero(winning_moves(heaps), axis=-1)
     return np.where(winning > 0, winning, heaps.sum(axis=-1))
+
+
+def most_moves(heaps: int, largest: int) -> int:
+    """No game of optimal players has more moves with up to `heaps` heaps of up to `largest` objects.
+
+    At the start or after one move the nim-sum is zero, as who finds it otherwise makes it so. From there no more moves
+    can follow than there are objects, so at most one more than the fullest heaps with a nim-sum of zero hold.
+    """
+    fullest = {0: 0}
+    for _ in range(heaps):
+        sums = [(nim_sum ^ heap, total + heap) for nim_sum, total in fullest.items() for heap in range(largest + 1)]
+        # Ascending totals: of equal nim-sums the last, fullest one stays.
+        fullest = dict(sorted(sums, key=lambda pair: pair[1]))
+    return min(fullest[0] + 1, heaps * largest)
 
 
 def play(heaps: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +122,7 @@ class Nim:
 
     @property
     def name(self) -> str:
-        return "nim"
+        return "nim-published" if (self.fewest, self.most, self.largest) == PUBLISHED else "nim"
 
     @property
     def kind(self) -> str:
@@ -127,10 +144,10 @@ class Nim:
         """One token a position."""
         return 1
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Positions: what the longest possible game needs, without its last word."""
-        return 2 + self.most + self.most * self.largest
+        return 2 + self.most + most_moves(self.most, self.largest)
 
     def batch(self, n: int, seed: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
         """Draws `n` games.
@@ -142,6 +159,17 @@ class Nim:
         Raises:
             ValueError: for n < 1, a negative seed or an unknown split.
         """
+        tokens = self._games(n, seed, split)
+        x, y = tokens[:, :-1], tokens[:, 1:].copy()
+        begun = np.cumsum(x == _START, axis=1) > 0
+        y[~begun | (y == _PAD)] = -100
+        return x, y
+
+    def texts(self, n: int, seed: int, split: str = "train") -> list[str]:
+        """The games of `batch` as written; one to a line they make a file as published. Raises as `batch` does."""
+        return [self.decode(tokens) for tokens in self._games(n, seed, split)]
+
+    def _games(self, n: int, seed: int, split: str) -> np.ndarray:
         rng = splits.generator(seed, split)
 
         def starts(m: int) -> np.ndarray:
@@ -149,11 +177,7 @@ class Nim:
             return rng.integers(1, self.largest + 1, size=(m, self.most)) * (np.arange(self.most) < count)
 
         heaps = splits.draw(n, rng, split, starts)
-        tokens = self.encode(heaps, *play(heaps, rng))
-        x, y = tokens[:, :-1], tokens[:, 1:].copy()
-        begun = np.cumsum(x == _START, axis=1) > 0
-        y[~begun | (y == _PAD)] = -100
-        return x, y
+        return self.encode(heaps, *play(heaps, rng))
 
     def encode(self, heaps: np.ndarray, heap: np.ndarray, number: np.ndarray) -> np.ndarray:
         """The games' tokens (n, length + 1), padded with 0.
@@ -191,19 +215,15 @@ class Nim:
     def baselines(self, n: int = 2000, seed: int = 0) -> dict[str, float]:
         """Scores of trivial predictors, counted on `n` training games and scored on `n` validation games.
 
-        "majority": the most frequent scored word; "bigram": the word that most often follows the current one.
+        "majority": the most frequent scored word; "bigram": the word that most often follows the current one; "n-gram":
+        the last `ngram.ORDER` words, or as many of them as training has seen, decide.
         "ceiling" is no baseline but the most that any predictor can expect, as equally good moves are drawn at random.
         """
-        x, y = self.batch(n, seed, "train")
-        scored = y != -100
-        counts = np.zeros((self.classes, self.classes), dtype=np.int64)
-        np.add.at(counts, (x[scored], y[scored]), 1)
+        trained = self.batch(n, seed, "train")
         x, y = self.batch(n, seed, "validation")
-        return {
-            "majority": self.score(np.full_like(y, counts.sum(axis=0).argmax()), y),
-            "bigram": self.score(counts.argmax(axis=1)[x], y),
-            "ceiling": self.ceiling(x, y),
-        }
+        orders = {"majority": 0, "bigram": 1, "n-gram": ngram.ORDER}
+        scores = {name: self.score(ngram.predict(trained, x, order), y) for name, order in orders.items()}
+        return scores | {"ceiling": self.ceiling(x, y)}
 
     def ceiling(self, x: np.ndarray, y: np.ndarray) -> float:
         """Expected score on these games of a predictor that knows the players: the mean of 1 / `choices`."""

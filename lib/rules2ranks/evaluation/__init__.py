@@ -1,0 +1,47 @@
+"""Scores over rules and seeds, and how sure one may be of what they show.
+
+`intervals` gives means and paired differences with bootstrap intervals; `correlations` relates rules' complexity to
+their scores, with and without controls; `sweet_spot` asks whether a score rises and then falls; `survival` treats the
+steps until something was learnt, and the failures before the right answer; `benchmarks` is a bridge to lm-eval.
+
+Everything resamples from an explicit seed, so the same data give the same interval. Importing this loads neither
+torch nor lifelines: `benchmark` needs the optional extra ``llm``, `time_to_reach` and `parametric_fits` lifelines.
+"""
+
+from rules2ranks.evaluation.benchmarks import Benchmark, benchmark
+from rules2ranks.evaluation.correlations import Correlation, Kind, correlation, holm, mantel, partial_correlation
+from rules2ranks.evaluation.intervals import Interval, Paired, mean_interval, paired
+from rules2ranks.evaluation.survival import (
+    SurvivalGame,
+    TimeToReach,
+    failures,
+    parametric_fits,
+    survival_game,
+    time_to_reach,
+)
+from rules2ranks.evaluation.sweet_spot import Quadratic, TwoLines, quadratic, two_lines
+
+__all__ = [
+    "Benchmark",
+    "Correlation",
+    "Interval",
+    "Kind",
+    "Paired",
+    "Quadratic",
+    "SurvivalGame",
+    "TimeToReach",
+    "TwoLines",
+    "benchmark",
+    "correlation",
+    "failures",
+    "holm",
+    "mantel",
+    "mean_interval",
+    "paired",
+    "parametric_fits",
+    "partial_correlation",
+    "quadratic",
+    "survival_game",
+    "time_to_reach",
+    "two_lines",
+]

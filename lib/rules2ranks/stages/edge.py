@@ -1,0 +1,144 @@
+"""The reference tables of *Intelligence at the Edge of Chaos*: rules × seeds × tasks, with their baselines."""
+
+from itertools import combinations_with_replacement
+from typing import Any
+
+from rules2ranks import runs
+from rules2ranks.stages.many import measure, pretrainings, seconds_of, stage_jobs
+
+Rows = list[dict[str, Any]]
+
+
+def edge_of_chaos(settings: dict, workers: int) -> tuple[dict[str, Rows], float]:
+    """What frozen bodies that learnt from a rule are worth elsewhere, what was learnt, and how alike it is."""
+    rules, seeds = settings["rules"], settings["seeds"]
+    taught = [(source, seed) for source in [*rules, "coin"] for seed in seeds]
+    bodies = [_body(*which, settings["pretrain"]) for which in taught]
+    learnt = pretrainings(bodies, workers)
+    kinds = [
+        *(("pretrained", "paper", *which) for which in taught),
+        *(("random", "paper", rules[0], seed) for seed in settings["random_seeds"]),
+        *(("shuffled", "paper", settings["shuffled_rule"], seed) for seed in seeds),
+        *(("random", "all", rules[0], seed) for seed in seeds),
+    ]
+    asked = []
+    for start, train, source, seed in kinds:
+        how = settings["from_scratch"] if train == "all" else {}
+        shared = {
+            "body": _body(source, seed, settings["pretrain"]),
+            "start": start,
+            "train": train,
+            "seed": seed,
+            **how,
+        }
+        asked += [{**shared, "task": task, **own} for task, own in settings["tasks"].items()]
+    results = measure(stage_jobs("downstream", asked), workers, "downstream tasks")
+    looked = measure(stage_jobs("inspect", [{"body": body} for body in bodies]), workers, "looking inside")
+    tables = {
+        "edge_of_chaos": [downstream_row(result) for result in results],
+        "pretraining": [_pretraining_row(*pair) for pair in zip(learnt, looked, strict=True)],
+        "similarity": _similarity(settings),
+    }
+    return tables, seconds_of([*learnt, *results, *looked])
+
+
+def edge_ablations(settings: dict, workers: int) -> tuple[dict[str, Rows], float]:
+    """Twelve rules named beforehand, each choice of the experiment changed by itself."""
+    legal = _legality()
+    asked: list[tuple[str, dict]] = []
+    for name, variant in settings["variants"].items():
+        pretrain = settings["pretrain"] | variant.get("pretrain", {})
+        down = settings["downstream"] | variant.get("downstream", {})
+        start = down.pop("start", "pretrained")
+        kinds = [(start, source) for source in settings["rules"]] if start != "random" else []
+        if start == "pretrained":
+            kinds.append((start, "coin"))
+        if start != "shuffled":
+            kinds.append(("random", settings["rules"][0]))
+        for begin, source in kinds:
+            for seed in settings["seeds"]:
+                asked.append((name, {"body": _body(source, seed, pretrain), "start": begin, "seed": seed, **down}))
+    learnt = pretrainings([each["body"] for _, each in asked if each["start"] != "random"], workers)
+    results = measure(stage_jobs("downstream", [each for _, each in asked]), workers, "downstream tasks")
+    known = {runs.key(result.params): result.metrics for result in learnt}
+    rows = []
+    for (name, _), result in zip(asked, results, strict=True):
+        row = {"variant": name, **downstream_row(result)}
+        own = known.get(runs.key(result.params["body"])) if row["source"] != "none" else None
+        row |= {f"pretrain_{what}": own[what] if own else None for what in ("loss", "floor", "learnt", "steps")}
+        row["legal"] = legal(result) if row["task"] == "chess" else None
+        rows.append(row)
+    return {"edge_ablations": rows}, seconds_of([*learnt, *results])
+
+
+def _body(source: int | str, seed: int, pretrain: dict[str, Any]) -> dict[str, Any]:
+    return {"source": source, "seed": seed, **pretrain}
+
+
+def downstream_row(result: runs.Result) -> dict[str, Any]:
+    """One measurement of `downstream`, at its last step."""
+    p, m = result.params, result.metrics
+    return {
+        "start": "scratch" if p["train"] == "all" and p["start"] == "random" else p["start"],
+        "source": "none" if p["start"] == "random" else p["body"]["source"],
+        "seed": p["seed"],
+        "task": p["task"],
+        "step": m["history"]["steps"],
+        "accuracy": m["accuracy"],
+        "loss": m["loss"],
+        "failures_mean": m["failures"]["mean"],
+        "failures_variance": m["failures"]["variance"],
+        "step_at_80": m["step_at_80"],
+    }
+
+
+def _pretraining_row(learnt: runs.Result, looked: runs.Result) -> dict[str, Any]:
+    """How well one network learnt its rule, and what is to be seen inside."""
+    m, inside = learnt.metrics, looked.metrics
+    names = ("loss", "floor", "accuracy", "determined", "row_accuracy", "majority", "copy", "learnt", "steps")
+    attention = inside["attention"] or {"last_10": None, "untrained": None}
+    return {
+        "source": learnt.params["source"],
+        "seed": learnt.params["seed"],
+        **{name: m[name] for name in (*names, "weight_rms")},
+        "epiplexity": inside["epiplexity"],
+        "attention_last_10": attention["last_10"],
+        "attention_untrained": attention["untrained"],
+    }
+
+
+def _similarity(settings: dict) -> Rows:
+    from rules2ranks.stages import inspecting, learning
+
+    rules = settings["rules"]
+    bodies = [
+        [learning.pretrain.Params.check(_body(rule, seed, settings["pretrain"])) for seed in settings["seeds"]]
+        for rule in rules
+    ]
+    found = inspecting.similarity(bodies)
+    pairs = combinations_with_replacement(range(len(rules)), 2)
+    return [{"a": rules[a], "b": rules[b], "cka": float(found[a, b] + found[b, a]) / 2} for a, b in pairs]
+
+
+def _legality() -> Any:
+    """A function that gives the share of legal moves among those that a chess result predicted.
+
+    Raises:
+        ImportError: python-chess, an optional extra, is not there; asked before any work starts.
+    """
+    from rules2ranks.tasks import chess
+
+    chess.legal_share([["e4"]], [["e4"]])
+    task = chess.Chess()
+
+    def legal(result: runs.Result) -> float:
+        from safetensors.numpy import load_file
+
+        from rules2ranks.stages.learning import PREDICTIONS, validation_draw
+
+        games = task.moves(*validation_draw(result.params["seed"]))
+        predicted = load_file(result.file(PREDICTIONS))["predicted"]
+        guesses = [[task.words[t] for t in row[: len(game)]] for row, game in zip(predicted, games, strict=True)]
+        return chess.legal_share(games, guesses)
+
+    return legal

@@ -1,0 +1,55 @@
+"""Many stage results at once: over processes, or side by side on a GPU."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+from tqdm import tqdm
+
+from rules2ranks import runs, stages
+
+Job = tuple[Callable, dict[str, Any]]
+#: Small networks that train side by side on a GPU.
+AT_ONCE = 32
+
+
+def run_stage(name: str, parameters: dict[str, Any]) -> runs.Result:
+    """One stage's result: what the workers are asked for."""
+    return getattr(stages, name)(**parameters)
+
+
+def measure(jobs: Sequence[Job], workers: int, label: str) -> list[Any]:
+    """Results of `function(**arguments)` for each job, in order, `workers` processes at a time, with progress."""
+    os.environ["TQDM_DISABLE"] = "1"  # for the workers: one bar, not one for each
+    os.environ["OMP_NUM_THREADS"] = "1"
+    done: dict[int, Any] = {}
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(function, **arguments): place for place, (function, arguments) in enumerate(jobs)}
+        try:
+            for future in tqdm(as_completed(waiting), total=len(jobs), desc=label, unit="run", disable=False):
+                done[waiting[future]] = future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what was finished stays in runs/
+            raise
+    return [done[place] for place in range(len(jobs))]
+
+
+def stage_jobs(name: str, parameters: Sequence[dict[str, Any]]) -> list[Job]:
+    return [(run_stage, {"name": name, "parameters": p}) for p in parameters]
+
+
+def pretrainings(bodies: Sequence[dict[str, Any]], workers: int) -> list[runs.Result]:
+    """Results of `pretrain`: side by side where there is a GPU, else over processes."""
+    from rules2ranks import training
+    from rules2ranks.stages import learning
+
+    if training.device().type == "cuda":
+        return learning.pretrain_together([learning.pretrain.Params.check(body) for body in bodies], AT_ONCE)
+    return measure(stage_jobs("pretrain", bodies), workers, "pretraining")
+
+
+def seconds_of(results: Sequence[runs.Result]) -> float:
+    """One-thread seconds that these results took when they were made; a result that stands twice counts once."""
+    return sum({result.folder: result.provenance["seconds"] for result in results}.values())
