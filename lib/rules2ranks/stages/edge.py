@@ -88,6 +88,8 @@ def downstream_row(result: runs.Result) -> dict[str, Any]:
         "loss": m["loss"],
         "failures_mean": m["failures"]["mean"],
         "failures_variance": m["failures"]["variance"],
+        "failures_alpha": m["failures"]["alpha"],
+        "failures_level": m["failures"]["level"],
         "step_at_80": m["step_at_80"],
     }
 

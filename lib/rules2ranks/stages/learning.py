@@ -1,6 +1,7 @@
 """Stages that learn: pretraining on a rule, and downstream tasks."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -357,15 +358,20 @@ def downstream(
     last = history.evaluations[-1]
     reached = [entry["step"] for entry in history.evaluations if entry["accuracy"] >= 0.8]
     tried = evaluation.failures(logits.float().cpu().numpy(), y.cpu().numpy())
+    game = evaluation.survival_game(tried, answers=spec.classes)
     return {
         "loss": last["loss"],
         "accuracy": last["accuracy"],
         "step_at_80": reached[0] if reached else None,
-        "failures": {"mean": float(tried.mean()), "variance": float(tried.var())},
+        "failures": {"mean": game.mean, "variance": game.variance, "alpha": _finite(game.alpha), "level": game.level},
         "baselines": _baselines(task),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "history": asdict(history),
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 @functools.cache  # the same for every run of a process
