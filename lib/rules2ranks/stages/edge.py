@@ -37,8 +37,9 @@ def edge_of_chaos(settings: dict, workers: int) -> tuple[dict[str, Rows], float]
     tables = {
         "edge_of_chaos": [downstream_row(result) for result in results],
         "pretraining": [_pretraining_row(*pair) for pair in zip(learnt, looked, strict=True)],
-        "similarity": _similarity(settings),
     }
+    if len(seeds) > 1:  # likeness is that of unlike seeds
+        tables["similarity"] = _similarity(settings)
     return tables, seconds_of([*learnt, *results, *looked])
 
 

@@ -314,6 +314,7 @@ def downstream(
     steps: Steps = 400,
     evaluate_every: Steps | None = None,
     until: Share | None = None,
+    games: str | None = None,
     batch: Size = 32,
     lr: Rate = 2e-2,
     seed: Seed = 0,
@@ -325,8 +326,15 @@ def downstream(
     token right), the first evaluated step at which accuracy reached 0.8 (None if never), failures before success over
     the possible values of a cell or token (`evaluation.survival_game`), the task's trivial baselines, the history.
     Files: `predictions.safetensors`, the predicted cells or tokens of the 256 validation sequences.
+
+    Chess takes other `games` than the shipped ones from a file that `tasks.chess.Chess` reads, PGN for example. The
+    result is found again by the file's name, so other games need another name.
+
+    Raises:
+        ParameterError: `games` for another task than chess.
+        ValueError: games that cannot be used, before anything is trained.
     """
-    spec = tasks.get(task)
+    spec = _task(task, games)
     # Published, only the rows and the boards go without a causal mask: Nim and chess are causal there, too.
     model = _with_ends(body, start, spec, board_input, seed)
     freeze(model, train)
@@ -364,7 +372,7 @@ def downstream(
         "accuracy": last["accuracy"],
         "step_at_80": reached[0] if reached else None,
         "failures": {"mean": game.mean, "variance": game.variance, "alpha": _finite(game.alpha), "level": game.level},
-        "baselines": _baselines(task),
+        "baselines": _baselines(task, games),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "history": asdict(history),
     }
@@ -374,9 +382,22 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+@functools.cache  # read once, not once for every run of a process
+def _task(task: str, games: str | None) -> tasks.Task:
+    if games is None:
+        return tasks.get(task)
+    if task != "chess":
+        raise runs.ParameterError(f"games are for the task chess, not for {task}")
+    from rules2ranks.tasks.chess import Chess
+
+    chess = Chess(games)
+    chess.baselines(n=1)  # reads the file, and says what is wrong with it
+    return chess
+
+
 @functools.cache  # the same for every run of a process
-def _baselines(task: str) -> dict[str, float]:
-    return tasks.get(task).baselines()
+def _baselines(task: str, games: str | None) -> dict[str, float]:
+    return _task(task, games).baselines()
 
 
 def _with_ends(body: Any, start: Start, spec: tasks.Task, board_input: models.BoardInput, seed: int) -> models.TaskGPT:

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from rules2ranks import runs, stages
 
 Job = tuple[Callable, dict[str, Any]]
-#: Small networks that train side by side on a GPU.
-AT_ONCE = 32
+#: How many networks train side by side on a GPU: so many parameters in all, and no more than so many networks.
+TOGETHER = {"parameters": 4_000_000, "networks": 32}
 
 
 def run_stage(name: str, parameters: dict[str, Any]) -> runs.Result:
@@ -37,16 +37,22 @@ def measure(jobs: Sequence[Job], workers: int, label: str) -> list[Any]:
 
 
 def stage_jobs(name: str, parameters: Sequence[dict[str, Any]]) -> list[Job]:
+    """A job for each set of parameters; all are checked first (ParameterError), before any work starts."""
+    for each in parameters:
+        getattr(stages, name).Params.check(each)
     return [(run_stage, {"name": name, "parameters": p}) for p in parameters]
 
 
 def pretrainings(bodies: Sequence[dict[str, Any]], workers: int) -> list[runs.Result]:
     """Results of `pretrain`: side by side where there is a GPU, else over processes."""
-    from rules2ranks import training
+    from rules2ranks import models, training
     from rules2ranks.stages import learning
 
     if training.device().type == "cuda":
-        return learning.pretrain_together([learning.pretrain.Params.check(body) for body in bodies], AT_ONCE)
+        checked = [learning.pretrain.Params.check(body) for body in bodies]
+        size = models.parameter_count(learning.untrained(checked[0]))
+        at_once = max(1, min(TOGETHER["networks"], TOGETHER["parameters"] // size))
+        return learning.pretrain_together(checked, at_once)
     return measure(stage_jobs("pretrain", bodies), workers, "pretraining")
 
 

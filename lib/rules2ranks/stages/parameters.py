@@ -17,7 +17,7 @@ Rule = Annotated[int, Field(ge=0, le=255, description="ECA rule in Wolfram's num
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Steps = Annotated[int, Field(ge=1, le=10_000_000, description="optimiser steps")]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
-Crop = Annotated[int, Field(ge=1, le=1000, description="cells of a row, cut from a ring of 1000")]
+Crop = Annotated[int, Field(ge=1, le=1000, description="cells of a row that a model sees")]
 Rows = Annotated[int, Field(ge=2, le=900, description="rows that a model looks back on")]
 #: With the first and the last of eight layers whole, no more can be removed from the language-suite model.
 Removed = Annotated[float, Field(gt=0, le=0.66, description="share of all parameters")]
@@ -122,13 +122,17 @@ class Complexity(Notebook, name="11_complexity"):
 class Pretrain(Notebook, name="20_pretrain"):
     rule: Rule
     width: Crop
+    ring: Annotated[int, Field(ge=3, le=1_000_000, description="cells of the ring")]
     rows: Rows
+    every: Annotated[int, Field(ge=1, le=100, description="k: updates from one row to the next")]
     steps: Steps
+    rounds: Annotated[int, Field(ge=1, le=12, description="at most, each twice as long as the one before")]
     batch: Size
     lr: Rate
     layers: Size
     heads: Size
     hidden: Size
+    bf16: bool
     seed: Seed
 
 
@@ -143,6 +147,11 @@ class EdgeOfChaos(Notebook, name="22_edge_of_chaos"):
     rule: Rule
     seed: Seed
     task: Task
+
+
+class Inside(Notebook, name="23_inside"):
+    rules: Annotated[list[Rule], Field(min_length=2, max_length=8)]
+    seed: Seed
 
 
 class LanguageSuite(Notebook, name="24_language_suite"):

@@ -57,12 +57,13 @@ def among(name: str, asked: Any, available: Sequence[Any]) -> None:
             raise runs.ParameterError(f"parameter {name!r} = {value!r}: the reference table has {has}")
 
 
-def _write(name: str, rows: Sequence[dict], settings: dict, seconds: float, profile: str) -> None:
+def _write(name: str, maker: str, rows: Sequence[dict], settings: dict, seconds: float, profile: str) -> None:
+    """Only the laptop profile's tables carry a plain name: another profile's stand beside them, under its own."""
     table = pd.DataFrame(rows).convert_dtypes()
-    place = _place(name)
+    place = _place(name if profile == "laptop" else f"{name}_{profile}")
     place.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(place, index=False)
-    command = f"python -m rules2ranks.stages.reference {name} --profile {profile}"
+    command = f"python -m rules2ranks.stages.reference {maker} --profile {profile}"
     note = {"command": command, "settings": settings, "seconds": round(seconds), "rows": len(table), **runs.where()}
     runs.write_json(place.with_suffix(".json"), note)
 
@@ -236,11 +237,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(asked.tables) - set(makers):
         parser.error(f"unknown table {', '.join(sorted(unknown))}: choose from {', '.join(makers)}")
     settings = profile_settings(asked.profile)
-    for name in asked.tables or TABLES:
+    if missing := set(asked.tables) - set(settings):
+        parser.error(f"profile {asked.profile} has no settings for {', '.join(sorted(missing))}")
+    for name in asked.tables or [name for name in TABLES if name in settings]:
         begin = time.monotonic()
         tables, seconds = makers[name](settings[name], asked.workers)
         for table, rows in tables.items():
-            _write(table, rows, settings[name], seconds, asked.profile)
+            _write(table, name, rows, settings[name], seconds, asked.profile)
         minutes = (time.monotonic() - begin) / 60
         print(f"{name}: {sum(map(len, tables.values()))} rows in {minutes:.1f} min", flush=True)
 
