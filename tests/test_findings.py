@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from rules2ranks.runs import ParameterError
 from rules2ranks.stages import findings, reference
 
-TINY = {"width": 8, "rows": 10, "ring": 40, "layers": 1, "heads": 2, "hidden": 16, "steps": 10}
+TINY = {"width": 8, "rows": 10, "ring": 40, "layers": 1, "heads": 2, "hidden": 16, "steps": 10, "rounds": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +28,49 @@ def test_scores_are_the_tables_entries():
     assert found.loc[30, 1] == entry.accuracy.item()
     coin = table.query("source == 'coin' and task == 'nim'").accuracy.mean()
     assert findings.baselines("nim")["learnt coin flips"] == pytest.approx(coin)
+
+
+def test_one_experiment_stands_in_both_tables():
+    """The ablations' first variant is the core's: the same results, so the same numbers to the last digit."""
+    core = findings.scores("reasoning-hard")
+    again = findings.variants()["as in the core"]
+    pd.testing.assert_frame_equal(again, core.loc[again.index], check_exact=True)
+    settings = reference.read("edge_ablations").note["settings"]
+    rule_free = {name for name, v in settings["variants"].items() if v.get("downstream", {}).get("start") == "random"}
+    assert set(findings.variants()) == set(settings["variants"]) - rule_free
+    assert set(findings.variant_baselines().index) >= rule_free
+
+
+def test_the_verdict_follows_from_the_tables():
+    card = findings.verdict()
+    x, y = findings.lz76(list(findings.scores("reasoning-hard").index)), findings.scores("reasoning-hard")
+    high = (x > findings.COMPLEX).to_numpy()
+    for line, these in (("Spearman ρ over all", slice(None)), ("… and within", high)):
+        (said,) = (row.found for name, row in card.iterrows() if name.startswith(line))
+        assert said.startswith(f"{stats.spearmanr(x[these], y[these].mean(axis=1)).statistic:.2f} ")
+    assert set(card.met) <= {"yes", "no"}
+
+
+def test_every_measure_is_there_for_every_rule():
+    about = findings.measures([0, 30, 110, 204])
+    assert list(about.columns) == ["wolfram_class", *findings.MEASURES]
+    assert np.isfinite(about.to_numpy(float)).all()
+    # Defects of rule 204 stay where they are, those of rule 0 die: factors of one and of zero.
+    assert about.defect_growth[[0, 204]].tolist() == pytest.approx([0, 1])
+    known = findings.learnt()
+    table, _ = reference.read("pretraining")
+    assert known.excess[110] == pytest.approx((table.loss - table.floor)[table.source == "110"].mean())
+    assert (known.learnt[known.determined < 0.98] < 1).all()
+
+
+def test_correlations_within_parts_are_those_of_the_parts():
+    rules = list(findings.scores("nim").index)
+    x, y = findings.lz76(rules), findings.scores("nim").mean(axis=1)
+    found = findings.correlations("nim", x, findings.how_learnt())
+    assert found["pearson"].estimate == pytest.approx(stats.pearsonr(x, y).statistic)
+    low = (x <= findings.COMPLEX).to_numpy()
+    assert found["spearman, simple rules"].estimate == pytest.approx(stats.spearmanr(x[low], y[low]).statistic)
+    assert found["spearman, simple rules"].n + found["spearman, complex rules"].n == len(rules)
 
 
 def test_what_is_kept_is_on_each_rules_own_scale():
@@ -73,13 +117,6 @@ def test_markdown_is_a_table_whatever_the_cells_hold():
     assert lines == ["| n | a\\|b |", "| --- | --- |", "| r | x\\|y |", "| s | 1 |"]
 
 
-def test_measurements_come_back_in_order_and_a_failure_is_told():
-    jobs = [(divmod, {}), (str, {"object": 1})]
-    with pytest.raises(TypeError, match="divmod"):
-        reference.measure(jobs, 1, "failing")
-    assert reference.measure([(str, {"object": k}) for k in (3, 1, 2)], 2, "counting") == ["3", "1", "2"]
-
-
 def test_what_a_table_does_not_have_is_refused():
     reference.among("seed", 1, [0, 1])
     reference.among("rules", [30, 110], [0, 30, 110])
@@ -99,14 +136,12 @@ def test_the_tables_makers_run_at_tiny_size(tmp_path, monkeypatch):
     settings = {
         "edge_of_chaos": {
             "rules": [204, 110],
-            "seeds": [0],
+            "seeds": [0, 1],
             "random_seeds": [0],
             "shuffled_rule": 110,
-            "tasks": ["reasoning-easy"],
             "pretrain": TINY,
-            "downstream": {"steps": 8, "batch": 4},
+            "tasks": {"reasoning-easy": {"steps": 8, "batch": 4}},
             "from_scratch": {"lr": 1e-3},
-            "score_at": {"reasoning-easy": 4},
         },
         "compression": {"rules": [204], "seeds": [0], "pretrain": TINY, "fragility": {"ratios": [0.3]}},
         "rank_adaptor": {
@@ -127,8 +162,11 @@ def test_the_tables_makers_run_at_tiny_size(tmp_path, monkeypatch):
 
     edge = reference.read("edge_of_chaos")
     assert edge.note["settings"] == settings["edge_of_chaos"]
-    assert sorted(edge.table.start) == ["pretrained"] * 3 + ["random", "scratch", "shuffled"]
-    assert (edge.table.step == 4).all()
+    assert sorted(edge.table.start) == ["pretrained"] * 6 + ["random"] + ["scratch"] * 2 + ["shuffled"] * 2
+    assert (edge.table.step == 8).all()
+    assert reference.read("pretraining").table.source.tolist() == ["204", "204", "110", "110", "coin", "coin"]
+    alike = reference.read("similarity").table.set_index(["a", "b"]).cka
+    assert len(alike) == 3 and alike.between(0, 1 + 1e-9).all()
     assert reference.read("compression").table.ratio.tolist() == [0, 0.3]
     report = reference.read("rank_adaptor").table
     assert set(report.allocator) == {

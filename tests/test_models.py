@@ -1,11 +1,113 @@
-"""The models: causal by construction, of the stated shapes, and exact on disk."""
+"""The models: GPT-2 by transformers' own, causal by construction, of the stated shapes, and exact on disk."""
 
+import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2Model
 
-from rules2ranks import models
+from rules2ranks import gpt2, models
 
 SMALL = {"layers": 2, "heads": 2, "hidden": 16, "rows": 12}
+
+
+def transformers_gpt2(blocks: gpt2.Blocks) -> GPT2Model:
+    """Transformers' GPT-2 with the weights of some blocks; it has one matrix more, of tokens, which is not used."""
+    config = GPT2Config(
+        **{"vocab_size": 1, "n_positions": blocks.positions, "n_embd": blocks.hidden},
+        **{"n_layer": len(blocks.h), "n_head": blocks.hidden // blocks.h[0].attn.head_dim},
+        **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "attn_implementation": "eager"},
+    )
+    oracle = GPT2Model(config).eval()
+    missing, unknown = oracle.load_state_dict(blocks.state_dict(), strict=False)
+    assert (missing, unknown) == (["wte.weight"], [])
+    return oracle
+
+
+@pytest.mark.parametrize("mask", ["causal", "published"])
+@pytest.mark.parametrize("length", [12, 7])
+def test_blocks_give_what_transformers_gives(mask, length):
+    torch.manual_seed(0)
+    blocks = gpt2.Blocks(3, 4, 32, 12, mask).eval()
+    with torch.no_grad():
+        for p in blocks.parameters():
+            # Weights ten times as large as GPT-2's, and biases and norms that are not 0 and 1: each has to matter.
+            p.add_(0.2 * torch.randn_like(p))
+        embedded = torch.randn(5, length, 32)
+        # A four-dimensional mask is added to the attention scores as it is.
+        added = torch.ones(1, 1, length, length).tril() if mask == "published" else None
+        expected = transformers_gpt2(blocks)(inputs_embeds=embedded, attention_mask=added).last_hidden_state
+        made = blocks(embedded)
+        # Single precision, the same sums in another order, through three layers of outputs of order one.
+        np.testing.assert_allclose(made, expected, atol=2e-5)
+        blocks.set_mask("published" if mask == "causal" else "causal")
+        assert (blocks(embedded) - expected).abs().max() > 0.1
+
+
+def test_initial_weights_have_gpt2s_scales():
+    torch.manual_seed(0)
+    for layers in (2, 8):
+        blocks = gpt2.Blocks(layers, 4, 64, 60)
+        for name, p in blocks.named_parameters():
+            scale = {1: 0.0 if name.endswith("bias") else 1.0, 2: 0.02}[p.ndim]
+            if p.ndim == 1:
+                assert (p == scale).all(), name
+                continue
+            if name.endswith("c_proj.weight"):  # written to the residual stream, twice a layer
+                scale /= (2 * layers) ** 0.5
+            # A standard deviation of n normal draws has itself one of scale / √(2 n), their mean one of scale / √n.
+            assert abs(p.std().item() - scale) < 5 * scale / (2 * p.numel()) ** 0.5, name
+            assert abs(p.mean().item()) < 5 * scale / p.numel() ** 0.5, name
+
+
+@pytest.mark.parametrize("size", models.SIZES)
+def test_sizes_have_the_published_numbers_of_parameters(size):
+    """As the paper counts: rows of 100 cells, 60 positions. On a device without memory."""
+    with torch.device("meta"):
+        model = models.RowGPT(100, 100, **models.SIZES[size], rows=60, seed=0)
+    layers, h = models.SIZES[size]["layers"], models.SIZES[size]["hidden"]
+    # A block: 3 h² + h² of attention, 4 h² + 4 h² of the MLP, nine h of their biases, four h of two norms.
+    by_hand = layers * (12 * h**2 + 13 * h) + 2 * h + 60 * h + (100 + 1) * h + (h + 1) * 100
+    assert models.parameter_count(model) == by_hand
+    millions = {"small": 85.3, "large": 708.7}
+    if size in millions:
+        assert round(by_hand / 1e6, 1) == millions[size]
+
+
+def test_longer_blocks_keep_what_was_learnt_and_draw_the_rest():
+    torch.manual_seed(0)
+    blocks = gpt2.Blocks(2, 2, 16, 12, "published")
+    learnt, weight = blocks.wpe.weight.detach().clone(), blocks.wpe.weight
+    rows = torch.randn(3, 12, 16)
+    before = blocks(rows)
+    blocks.lengthen(9)
+    blocks.lengthen(12)
+    assert blocks.wpe.weight is weight
+    blocks.lengthen(2000)
+    assert blocks.positions == 2000
+    assert torch.equal(blocks.wpe.weight[:12], learnt)
+    # 31,808 normal draws: five of the standard errors of their standard deviation.
+    assert blocks.wpe.weight[12:].std().item() == pytest.approx(0.02, rel=5 / (2 * 1988 * 16) ** 0.5)
+    assert blocks.mask == "published"
+    assert torch.equal(blocks(rows), before)
+    assert blocks(torch.zeros(1, 2000, 16)).shape == (1, 2000, 16)
+
+
+def test_the_mask_can_be_changed_and_only_to_one_that_there_is():
+    torch.manual_seed(0)
+    blocks, rows = gpt2.Blocks(1, 2, 16, 12), torch.randn(2, 12, 16)
+    changed = rows.clone()
+    changed[:, 7:] *= -1
+    causal = blocks(rows)
+    assert torch.equal(blocks(changed)[:, :7], causal[:, :7])
+    blocks.set_mask("published")
+    assert blocks.mask == "published"
+    assert not torch.equal(blocks(changed)[:, :7], blocks(rows)[:, :7])
+    with pytest.raises(ValueError, match="mask must be one of causal, published; got 'Causal'"):
+        blocks.set_mask("Causal")
+    blocks.set_mask("causal")
+    assert torch.equal(blocks(rows), causal)
+    # What a position sees is a setting, not something that is learnt or saved.
+    assert set(blocks.state_dict()) == {name for name, _ in blocks.named_parameters()}
 
 
 def test_rows_to_come_do_not_matter():
@@ -39,6 +141,7 @@ def test_the_published_mask_adds_one_to_the_past_and_lets_the_future_through():
 def test_more_rows_than_positions_are_refused():
     with pytest.raises(ValueError, match="13 rows are more than the 12 positions"):
         models.RowGPT(5, 5, **SMALL, seed=0)(torch.rand(1, 13, 5))
+    assert models.RowGPT(5, 5, **SMALL, seed=0)(torch.rand(1, 12, 5)).shape == (1, 12, 5)
     with pytest.raises(ValueError, match="mask must be one of causal, published; got 'none'"):
         models.RowGPT(5, 5, **SMALL, seed=0, mask="none")
 
@@ -74,6 +177,27 @@ def test_a_longer_task_keeps_the_learnt_positions():
     assert torch.equal(model.body.wpe.weight[:12], learnt)
 
 
+def test_a_one_hot_board_is_a_one_for_each_value():
+    """The same body under the same linear layer, once fed with a one-hot made by hand, cell by cell."""
+    board = torch.randint(3, (2, 7, 6), generator=torch.Generator().manual_seed(0))
+    ends = {"cells": 6, "classes": 3, "length": 7, "seed": 0}
+    model = models.TaskGPT(models.RowGPT(5, 5, **SMALL, seed=0).body, "boards", **ends, board_input="one-hot")
+    by_hand = torch.zeros(2, 7, 18)
+    for n, t, cell in np.ndindex(board.shape):
+        by_hand[n, t, 3 * cell + board[n, t, cell]] = 1
+    assert model.input.in_features == 18
+    with torch.no_grad():
+        expected = model.output(model.body(model.input(by_hand))).unflatten(-1, (6, 3))
+        assert torch.equal(model(board), expected)
+        # Integers are one-hot input whose weights are in proportion to the value.
+        whole = models.TaskGPT(model.body, "boards", **ends)
+        assert whole.input.in_features == 6
+        model.input.weight.copy_((whole.input.weight[:, :, None] * torch.arange(3.0)).flatten(1))
+        model.input.bias.copy_(whole.input.bias)
+        model.output.load_state_dict(whole.output.state_dict())
+        np.testing.assert_allclose(model(board), whole(board), atol=1e-5)  # the same sums in another order
+
+
 def test_the_small_llama_is_what_it_says():
     model = models.small_llama(0)
     config = model.config
@@ -88,8 +212,17 @@ def test_weights_come_back_bit_for_bit_and_only_where_they_fit(tmp_path):
     models.save_weights(model, tmp_path / "w.safetensors")
     models.load_weights(other, tmp_path / "w.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        models.load_weights(models.RowGPT(6, 6, **SMALL, seed=0), tmp_path / "w.safetensors")
+    wider, deeper = (models.RowGPT(5, 5, **{**SMALL, **change}, seed=0) for change in ({"hidden": 8}, {"layers": 3}))
+    for wrong, said in [
+        (models.RowGPT(6, 6, **SMALL, seed=0), r"input.weight \(16, 5\) for \(16, 6\)"),
+        (wider, r"wpe.weight \(12, 16\) for \(12, 8\)"),
+        (deeper, r"body.h.2.ln_1.weight missing for \(16,\)"),
+        (models.RowGPT(5, 5, **{**SMALL, "layers": 1}, seed=0), r"body.h.1\.\S+ \(\d+.*\) for nothing"),
+    ]:
+        before = {name: value.clone() for name, value in wrong.state_dict().items()}
+        with pytest.raises(ValueError, match="w.safetensors holds a model of another architecture: .*" + said):
+            models.load_weights(wrong, tmp_path / "w.safetensors")
+        assert all(torch.equal(value, before[name]) for name, value in wrong.state_dict().items())
 
 
 def test_shuffling_keeps_each_matrix_entries_and_moves_them():

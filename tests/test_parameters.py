@@ -1,9 +1,11 @@
 """What the set-up cell of a notebook accepts, and where the notebook then writes."""
 
 import json
+from typing import get_args
 
 import pytest
 
+from rules2ranks import tasks
 from rules2ranks.runs import ParameterError
 from rules2ranks.stages import parameters
 
@@ -61,3 +63,7 @@ def test_metrics_and_figures_lie_in_a_folder_of_these_parameters():
     assert json.loads((one.folder / "metrics.json").read_text()) == {"loss": 0.5}
     assert (one.folder / "picture.png").read_bytes() == b"png"
     assert not other.folder.exists()
+
+
+def test_the_tasks_that_can_be_asked_for_are_those_that_there_are():
+    assert set(get_args(parameters.Task)) == set(tasks.NAMES)

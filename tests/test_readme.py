@@ -1,6 +1,7 @@
 """README.md: its generated parts are as generated, its commands exist, its links lead somewhere."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,25 @@ def test_a_changed_number_is_noticed():
     assert readme.written(changed) == TEXT
     with pytest.raises(ValueError, match="scorecard"):
         readme.written(TEXT.replace("<!-- scorecard -->", ""))
+
+
+def test_speed_shows_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(results, "REPOSITORY", tmp_path)
+    folder = tmp_path / "data" / "reference"
+    folder.mkdir(parents=True)
+    head = "task,way,rate,unit,ratio,machine\n"
+    (folder / "bench.csv").write_text(
+        f"{head}rows,library,3e11,cells,1,here\nrows,fill,4.5e11,cells,0.665,here\nrows,roll,4e8,cells,704,here\n"
+        "wide,library,1,cells,1,here\nwide,library as bytes,2,cells,0.5,here\n"
+    )
+    without = "| rows | 3.0e11 cells | 0.67 × fill, 700 × roll |"
+    assert readme.speed().splitlines()[2:] == [without]
+    (folder / "bench_training.csv").write_text(
+        f"{head}step,library,120,steps,1,here\nstep,slower,50,steps,2.4,here\nstep,faster,104,steps,1.15,here\n"
+        "data,library,120,steps,1,here\ndata,alone,13953,steps,0.0086,here\n"
+    )
+    training = ["| step | 1.2e02 steps | 1.15 × faster |", "| data | 1.2e02 steps | 0.0086 × alone |"]
+    assert readme.speed().splitlines()[2:] == [without, *training]
 
 
 def test_its_make_targets_exist():

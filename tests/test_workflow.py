@@ -49,12 +49,13 @@ def test_comments_and_docstrings_of_the_library_do_not_count() -> None:
     assert digest.code(plain) != digest.code(plain.replace("1", "2"))
 
 
-def test_the_library_and_its_data_count_and_expected_values_do_not(tmp_path: Path) -> None:
-    for name in ("lib/module.py", "data/table.csv", "data/expected/10_automata.json"):
+def test_the_library_and_its_data_count_and_what_no_notebook_reads_does_not(tmp_path: Path) -> None:
+    for name in ("lib/module.py", "data/table.csv", "data/expected/10_automata.json", "data/reference/bench.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1", encoding="utf-8")
     before = digest.library(tmp_path)
-    (tmp_path / "data/expected/10_automata.json").write_text("2", encoding="utf-8")
+    for name in ("data/expected/10_automata.json", "data/reference/bench.csv", "data/reference/bench_training.csv"):
+        (tmp_path / name).write_text("2", encoding="utf-8")
     assert digest.library(tmp_path) == before
     for name in ("lib/module.py", "data/table.csv"):
         (tmp_path / name).write_text("2", encoding="utf-8")

@@ -11,19 +11,17 @@ the result: no way of keeping all rows can be faster. The results of many states
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import antropy
 import cellpylib
 import numpy as np
 import pandas as pd
 import torch
+from common import compared, fastest, write
 
 from rules2ranks import automata, complexity
 from rules2ranks.automata import on_torch
@@ -35,7 +33,6 @@ WIDE = 1_000_000
 FEW_STEPS = 100
 LENGTH = 100_000
 REPEATS = 7
-FILE = Path(__file__).resolve().parents[2] / "data" / "reference" / "bench.csv"
 UPDATES = "cell updates per second"
 
 #: Prints the seconds that each kernel's first call takes in a new process.
@@ -58,26 +55,6 @@ for call in calls:
     call()
     print(time.perf_counter() - begin)
 """
-
-
-def fastest(ways: dict[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, float]:
-    """Seconds of the fastest of several calls of each way, in turns, after a first one that is not counted."""
-    seconds = {name: float("inf") for name in ways}
-    for turn in range(repeats + 1):
-        for name, call in ways.items():
-            begin = time.perf_counter()
-            call()
-            if turn:
-                seconds[name] = min(seconds[name], time.perf_counter() - begin)
-    return seconds
-
-
-def compared(task: str, unit: str, rates: dict[str, float]) -> pd.DataFrame:
-    """A line for each way; `ratio` is the first way's rate over this one's: how many times as fast the library is."""
-    first = next(iter(rates.values()))
-    return pd.DataFrame(
-        [{"task": task, "way": way, "rate": rate, "unit": unit, "ratio": first / rate} for way, rate in rates.items()]
-    )
 
 
 def with_roll(states: np.ndarray, steps: int) -> np.ndarray:
@@ -146,7 +123,7 @@ def kept_rows() -> pd.DataFrame:
         "library, last row as bytes": lambda: automata.simulate(RULE, states, STEPS, last=True),
         "library, all rows": lambda: automata.simulate(RULE, states, STEPS, packed="batch"),
     }
-    rates = {way: MANY * WIDTH * STEPS / seconds for way, seconds in fastest(ways).items()}
+    rates = {way: MANY * WIDTH * STEPS / seconds for way, seconds in fastest(ways, REPEATS).items()}
     return compared(f"rule {RULE}, {MANY} states of {WIDTH} cells, {STEPS} steps, packed", UPDATES, rates)
 
 
@@ -158,7 +135,7 @@ def wide_state() -> pd.DataFrame:
         "library": lambda: automata.simulate(RULE, state, STEPS, packed="width", out=given),
         "fill": lambda: given.fill(1),
     }
-    rates = {way: WIDE * STEPS / seconds for way, seconds in fastest(ways).items()}
+    rates = {way: WIDE * STEPS / seconds for way, seconds in fastest(ways, REPEATS).items()}
     return compared(
         f"rule {RULE}, one state of {WIDE} cells, {STEPS} steps, packed into a given buffer", UPDATES, rates
     )
@@ -173,7 +150,7 @@ def phrases_of_lempel_ziv() -> pd.DataFrame:
     begin = time.perf_counter()
     assert antropy.lziv_complexity(text) == complexity.lz76(bits)
     theirs = time.perf_counter() - begin  # seconds long: once is enough
-    ours = fastest({"short": lambda: complexity.lz76(bits), "long": lambda: complexity.lz76(longer)})
+    ours = fastest({"short": lambda: complexity.lz76(bits), "long": lambda: complexity.lz76(longer)}, REPEATS)
     unit = "symbols per second"
     rates = {"library": LENGTH / ours["short"], f"antropy {antropy.__version__}": LENGTH / theirs}
     growth = {"library": LENGTH / ours["short"], "library, ten times the length": 10 * LENGTH / ours["long"]}
@@ -215,15 +192,7 @@ def main() -> None:
     """Measure, print and write."""
     parts = [many_states, kept_rows, wide_state, phrases_of_lempel_ziv, all_measures, first_use]
     table = pd.concat([part() for part in parts], ignore_index=True)
-    versions = f"Python {platform.python_version()}, NumPy {np.__version__}, PyTorch {torch.__version__}"
-    table["machine"] = f"{platform.system()} {platform.machine()}, one thread, {versions}"
-    FILE.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(FILE, index=False, float_format="%.3g")
-    for task, lines in table.groupby("task", sort=False):
-        print(f"\n{task} ({lines['unit'].iloc[0]}; ratio: the first way's rate over this one's)")
-        for line in lines.itertuples():
-            print(f"  {line.way:32} {line.rate:10.3g} {line.ratio:10.3g}")
-    print(f"\nWritten to {FILE}")
+    write(table, "bench.csv")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def subject(base: Base) -> Subject:
         learning.pretrained(base),
         draw,
         lambda m, batch: learning.row_loss(m, *batch),
-        lambda m, seed: learning.row_scores(m, *draw(128, seed, "validation")),
+        lambda m, seed: learning.row_scores(m, *draw(128, seed, "validation"), learning.edges(base)),
     )
 
 
@@ -72,7 +72,7 @@ def _scored(given: Subject, kind: Importance, seed: int) -> Any:
     return pruning.importance(given.model, batches, given.loss, kind=kind, seed=seed)
 
 
-@stage(version=1, uses=(pretrain,), reads=(SHIPPED / WEIGHTS,))
+@stage(version=2, uses=(pretrain,), reads=(SHIPPED / WEIGHTS,))
 def prune(
     work: Path,
     base: Base = "language",
@@ -158,7 +158,7 @@ def recover(
     return {**report, "search_loss": search["loss"], "trained_parameters": trained, "history": asdict(history)}
 
 
-@stage(version=1, uses=(pretrain,))
+@stage(version=2, uses=(pretrain,))
 def fragility(
     work: Path,
     base: pretrain.Params,

@@ -105,18 +105,11 @@ def verdict() -> pd.DataFrame:
         ("Spearman ρ over all rules above zero", f"{whole}; {p[0]:.2g} by Holm", whole.low > 0 and p[0] < 0.05),
         ("… and within the complex rules", str(within), within.low > 0),
         ("… and given how well the rule was learnt", str(partial), partial.low > 0),
-        ("two lines: a rise, then a fall", _two_lines(lines), lines.sweet_spot),
-        ("quadratic (does not decide)", f"curvature {bend.curvature:.3f}", bend.sweet_spot),
+        ("two lines: a rise, then a fall", str(lines), lines.sweet_spot),
+        ("quadratic (does not decide)", str(bend), bend.sweet_spot),
     ]
     found = pd.DataFrame(rows, columns=["criterion", "found", "met"]).set_index("criterion")
     return found.assign(met=["yes" if met else "no" for met in found.met])
-
-
-def _two_lines(found: evaluation.TwoLines) -> str:
-    if found.reason:
-        return found.reason
-    rise, fall = (f"{1000 * slope.estimate:+.1f}" for slope in (found.rise, found.fall))
-    return f"{rise} (p = {found.p_rise:.2g}), then {fall} (p = {found.p_fall:.2g}) per 1000 phrases"
 
 
 def baselines(task: str) -> pd.Series:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -168,6 +170,11 @@ def _learn(bodies: Sequence[Any], checkpoint: Path) -> list[tuple[models.RowGPT,
     validation = floats(held_out(body) if alone else np.stack([held_out(each) for each in bodies]))
     rate, ends = training.restarts(body.steps, body.rounds)
     done: dict[int, tuple[int, bool, dict[str, Tensor]]] = {}  # steps, learnt, weights of the models that are finished
+    if not alone:
+        # Their weights go on changing with the others': an interrupted training finds them as they were put aside.
+        done |= {
+            place: _from_aside(file) for place in range(len(bodies)) if (file := _aside(checkpoint, place)).is_file()
+        }
 
     def batch(step: int) -> Tensor:
         return floats(streams[0](step) if alone else np.stack([stream(step) for stream in streams]))
@@ -180,7 +187,9 @@ def _learn(bodies: Sequence[Any], checkpoint: Path) -> list[tuple[models.RowGPT,
                 if place not in done and (learnt or each.source == "coin" or entry["step"] == ends[-1]):
                     state = model.state_dict() if alone else model.member(place)
                     done[place] = (entry["step"], learnt, {name: value.clone() for name, value in state.items()})
-        return len(done) == len(bodies)
+                    if not alone:
+                        _put_aside(_aside(checkpoint, place), *done[place])
+        return len(done) == len(bodies) and entry["step"] >= max(steps for steps, *_ in done.values())
 
     with training.reproducible(body.seed):
         history = training.train(
@@ -210,6 +219,27 @@ def _learn(bodies: Sequence[Any], checkpoint: Path) -> list[tuple[models.RowGPT,
     return finished
 
 
+def _aside(checkpoint: Path, place: int) -> Path:
+    """Beside a group's checkpoint: the file of a member that is finished before the others."""
+    return checkpoint.with_name(f"{checkpoint.name}.{place}")
+
+
+def _put_aside(file: Path, steps: int, learnt: bool, state: dict[str, Tensor]) -> None:
+    beside = file.with_name(f"{file.name}.new")
+    save_file(
+        {name: value.contiguous() for name, value in state.items()},
+        beside,
+        {"steps": str(steps), "learnt": str(learnt)},
+    )
+    os.replace(beside, file)
+
+
+def _from_aside(file: Path) -> tuple[int, bool, dict[str, Tensor]]:
+    with safe_open(file, "pt") as kept:
+        noted = kept.metadata()
+        return int(noted["steps"]), noted["learnt"] == "True", {name: kept.get_tensor(name) for name in kept.keys()}
+
+
 def _pretrain_metrics(body: Any, model: models.RowGPT, history: training.History, learnt: bool) -> dict:
     final = {name: value for name, value in history.evaluations[-1].items() if name != "step"}
     defined = body.width == body.ring or (body.every <= 5 and body.width >= automaton_rows.NEAR)
@@ -234,7 +264,7 @@ def pretrain_together(bodies: Sequence[Any], at_once: int) -> list[runs.Result]:
     sums in another order; an interrupted group goes on from its checkpoint.
     """
     groups: dict[str, list[Any]] = {}
-    for body in bodies:
+    for body in dict.fromkeys(bodies):  # each once, however often it is asked for
         if pretrain.find(**body.model_dump()) is None:
             groups.setdefault(body.model_copy(update={"source": 0, "seed": 0}).model_dump_json(), []).append(body)
     for missing in groups.values():
@@ -245,7 +275,8 @@ def pretrain_together(bodies: Sequence[Any], at_once: int) -> list[runs.Result]:
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
             for body, (model, metrics) in zip(part, _learn(part, checkpoint), strict=True):
                 pretrain.keep(functools.partial(_written, model=model, metrics=metrics), **body.model_dump())
-            checkpoint.unlink(missing_ok=True)
+            for file in (checkpoint, *(_aside(checkpoint, place) for place in range(len(part)))):
+                file.unlink(missing_ok=True)
     return [pretrain(**body.model_dump()) for body in bodies]
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import groupby
 from typing import Any
 
 from tqdm import tqdm
@@ -45,15 +46,22 @@ def stage_jobs(name: str, parameters: Sequence[dict[str, Any]]) -> list[Job]:
 
 def pretrainings(bodies: Sequence[dict[str, Any]], workers: int) -> list[runs.Result]:
     """Results of `pretrain`: side by side where there is a GPU, else over processes."""
-    from rules2ranks import models, training
+    from rules2ranks import training
     from rules2ranks.stages import learning
 
     if training.device().type == "cuda":
         checked = [learning.pretrain.Params.check(body) for body in bodies]
-        size = models.parameter_count(learning.untrained(checked[0]))
-        at_once = max(1, min(TOGETHER["networks"], TOGETHER["parameters"] // size))
-        return learning.pretrain_together(checked, at_once)
+        for at_once, alike in groupby(sorted(checked, key=side_by_side), side_by_side):
+            learning.pretrain_together(list(alike), at_once)
+        return [learning.pretrain(**body.model_dump()) for body in checked]
     return measure(stage_jobs("pretrain", bodies), workers, "pretraining")
+
+
+def side_by_side(body: Any) -> int:
+    """How many networks of this size train at once on a GPU. `body` are `pretrain.Params`."""
+    # Twelve matrices of hidden × hidden a block are nearly all of a network.
+    size = 12 * body.layers * body.hidden**2
+    return max(1, min(TOGETHER["networks"], TOGETHER["parameters"] // size))
 
 
 def seconds_of(results: Sequence[runs.Result]) -> float:

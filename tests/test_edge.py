@@ -1,0 +1,319 @@
+"""The makers of reference tables at tiny size: every row is what a stage gives for the parameters that it names."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from rules2ranks import runs, stages, training
+from rules2ranks.runs import ParameterError, Result
+from rules2ranks.stages import compressing, edge, inspecting, learning, many, reference
+from rules2ranks.tasks import chess
+
+over_processes = many.measure  # before the fixture below puts another in its place
+TINY = {"width": 8, "rows": 20, "ring": 40, "layers": 1, "heads": 2, "hidden": 16, "steps": 4, "rounds": 1}
+CHAOS = {
+    "rules": [204, 110],
+    "seeds": [0, 1],
+    "random_seeds": [2],
+    "shuffled_rule": 110,
+    "pretrain": TINY,
+    "tasks": {"reasoning-easy": {"steps": 4, "batch": 2}, "nim": {"steps": 2, "batch": 2}},
+    "from_scratch": {"lr": 1e-3},
+}
+ABLATIONS = {
+    "rules": [204, 110],
+    "seeds": [0],
+    "pretrain": TINY,
+    "downstream": {"task": "reasoning-hard", "steps": 4, "batch": 2},
+    "variants": {
+        "as in the core": {},
+        "k = 3": {"pretrain": {"every": 3}},
+        "one-hot input": {"downstream": {"board_input": "one-hot"}},
+        "weights shuffled": {"downstream": {"start": "shuffled"}},
+        "all weights trained": {"downstream": {"train": "all", "lr": 2e-3}},
+        "chess": {"downstream": {"task": "chess", "steps": 2}},
+        "chess, from scratch": {"downstream": {"task": "chess", "start": "random", "train": "all"}},
+        "until": {"downstream": {"evaluate_every": 2, "until": 0.8}},
+    },
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_process(tmp_path_factory):
+    """Everything in this process and for this module, with few held-out examples: what is tested is the tables."""
+
+    def one_by_one(jobs, workers, label):
+        return [function(**arguments) for function, arguments in jobs]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RULES2RANKS_RUNS", str(tmp_path_factory.mktemp("runs")))
+        for module in (many, edge, reference):
+            patch.setattr(module, "measure", one_by_one)
+        patch.setattr(compressing, "HELD_OUT", 70)
+        patch.setattr(learning, "validation_draw", lambda seed: (12, learning.draw_seed(seed, 1, 0), "validation"))
+        yield
+
+
+def made(name: str, **parameters) -> Result:
+    """A result that must be there already."""
+    found = getattr(stages, name).find(**parameters)
+    assert found is not None, f"{name} was not run with {parameters}"
+    return found
+
+
+# --- the core ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def core(in_process):
+    return edge.edge_of_chaos(CHAOS, 1)
+
+
+def test_every_network_is_scored_on_every_task_beside_its_controls(core):
+    rows = pd.DataFrame(core[0]["edge_of_chaos"])
+    kinds = rows.groupby(["start", "source", "seed"], sort=False).task.apply(list)
+    taught = [("pretrained", source, seed) for source in (204, 110, "coin") for seed in (0, 1)]
+    controls = [
+        ("random", "none", 2),
+        *(("shuffled", 110, s) for s in (0, 1)),
+        *(("scratch", "none", s) for s in (0, 1)),
+    ]
+    assert list(kinds.index) == taught + controls
+    assert all(of == ["reasoning-easy", "nim"] for of in kinds)
+
+
+def test_rows_of_the_core_are_the_results_of_their_stages(core):
+    train = {"scratch": "all"}
+    for row in core[0]["edge_of_chaos"]:
+        start = row["start"] if row["start"] != "scratch" else "random"
+        source = row["source"] if row["source"] != "none" else 204  # random weights are the same whatever the rule
+        result = made(
+            "downstream",
+            **{"body": {"source": source, "seed": row["seed"], **TINY}, "start": start, "seed": row["seed"]},
+            **{"train": train.get(row["start"], "paper"), "task": row["task"], **CHAOS["tasks"][row["task"]]},
+            **({"lr": 1e-3} if row["start"] == "scratch" else {}),
+        )
+        for name in ("accuracy", "loss", "step_at_80"):
+            assert row[name] == result.metrics[name]
+        assert row["failures_mean"] == result.metrics["failures"]["mean"]
+        assert row["failures_variance"] == result.metrics["failures"]["variance"]
+        assert row["step"] == CHAOS["tasks"][row["task"]]["steps"]
+
+
+def test_what_was_learnt_stands_beside_what_is_seen_inside(core):
+    rows = core[0]["pretraining"]
+    assert [(row["source"], row["seed"]) for row in rows] == [(s, k) for s in (204, 110, "coin") for k in (0, 1)]
+    for row in rows:
+        body = {"source": row["source"], "seed": row["seed"], **TINY}
+        learnt, inside = made("pretrain", **body).metrics, made("inspect", body=body).metrics
+        names = set(row) - {"source", "seed", "epiplexity", "attention_last_10", "attention_untrained"}
+        assert {name: row[name] for name in names} == {name: learnt[name] for name in names}
+        assert names >= {"loss", "floor", "determined", "learnt", "steps", "weight_rms"}
+        assert row["epiplexity"] == inside["epiplexity"]
+        assert row["attention_last_10"] == inside["attention"]["last_10"]
+        assert row["attention_untrained"] == inside["attention"]["untrained"]
+
+
+def test_likeness_stands_once_for_each_pair_of_rules(core):
+    rows = core[0]["similarity"]
+    bodies = [[learning.pretrain.Params(source=r, seed=s, **TINY) for s in (0, 1)] for r in (204, 110)]
+    found = inspecting.similarity(bodies)
+    assert [(row["a"], row["b"]) for row in rows] == [(204, 204), (204, 110), (110, 110)]
+    # The same sums in another order.
+    np.testing.assert_allclose([row["cka"] for row in rows], found[[0, 0, 1], [0, 1, 1]], rtol=1e-12)
+    assert all(0 < row["cka"] < 1 for row in rows)
+
+
+def test_one_seed_has_no_likeness_and_few_rows_no_attention(core):
+    few = {**CHAOS, "seeds": [0], "rules": [204], "pretrain": {**TINY, "rows": 8}, "shuffled_rule": 204}
+    tables, _ = edge.edge_of_chaos(few, 1)
+    assert set(tables) == {"edge_of_chaos", "pretraining"}
+    assert all(row["attention_last_10"] is row["attention_untrained"] is None for row in tables["pretraining"])
+    assert set(core[0]) == {"edge_of_chaos", "pretraining", "similarity"}
+
+
+def test_seconds_are_those_of_every_result_once(core):
+    """A second call finds everything, and says the same seconds: those that it took to make."""
+    again, seconds = edge.edge_of_chaos(CHAOS, 1)
+    assert again == core[0]
+    assert seconds == core[1] > 0
+    body = {"source": 204, "seed": 0, **TINY}
+    one, other = made("pretrain", **body), made("inspect", body=body)
+    expected = one.provenance["seconds"] + other.provenance["seconds"]
+    assert many.seconds_of([one, other, one, one]) == pytest.approx(expected, abs=1e-9)
+
+
+# --- ablations --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ablations(in_process):
+    return edge.edge_ablations(ABLATIONS, 1)[0]["edge_ablations"]
+
+
+def test_each_variant_has_its_rules_and_its_controls(ablations):
+    found = (
+        pd.DataFrame(ablations)
+        .groupby("variant", sort=False)[["start", "source"]]
+        .apply(lambda rows: list(rows.itertuples(index=False, name=None)))
+    )
+    taught = [("pretrained", 204), ("pretrained", 110), ("pretrained", "coin")]
+    full = [*taught, ("random", "none")]
+    assert found.to_dict() == {
+        **dict.fromkeys(["as in the core", "k = 3", "one-hot input", "chess", "until"], full),
+        "weights shuffled": [("shuffled", 204), ("shuffled", 110)],
+        "all weights trained": [*taught, ("scratch", "none")],
+        "chess, from scratch": [("scratch", "none")],
+    }
+    assert list(found.index) == list(ABLATIONS["variants"])
+
+
+def test_rows_of_a_variant_are_the_results_of_its_changes(ablations):
+    for row in ablations:
+        variant = ABLATIONS["variants"][row["variant"]]
+        body = {"source": 204 if row["source"] == "none" else row["source"], "seed": 0, **TINY}
+        body |= variant.get("pretrain", {})
+        start = {"scratch": "random"}.get(row["start"], row["start"])
+        asked = {"body": body, "seed": 0, **ABLATIONS["downstream"], **variant.get("downstream", {}), "start": start}
+        result = made("downstream", **asked)
+        assert (row["accuracy"], row["loss"]) == (result.metrics["accuracy"], result.metrics["loss"])
+        assert row["task"] == asked["task"]
+        assert row["step"] == asked["steps"]  # none is right so soon that it ends early
+        names = ("loss", "floor", "learnt", "steps")
+        if row["source"] == "none":
+            assert all(row[f"pretrain_{name}"] is None for name in names)
+        else:
+            learnt = made("pretrain", **body).metrics
+            assert {name: row[f"pretrain_{name}"] for name in names} == {name: learnt[name] for name in names}
+        if row["task"] != "chess":
+            assert row["legal"] is None
+
+
+def test_the_share_of_legal_moves_is_that_of_the_predictions(ablations):
+    task = chess.Chess()
+    games = task.moves(12, learning.draw_seed(0, 1, 0), "validation")
+    checked = 0
+    for row in ablations:
+        if row["task"] == "chess" and row["source"] in (204, "none"):
+            variant = ABLATIONS["variants"][row["variant"]]["downstream"]
+            start = {"scratch": "random"}.get(row["start"], row["start"])
+            asked = {**ABLATIONS["downstream"], **variant, "start": start}
+            result = made("downstream", body={"source": 204, "seed": 0, **TINY}, seed=0, **asked)
+            predicted = load_file(result.file("predictions.safetensors"))["predicted"]
+            assert predicted.shape == (12, 60)
+            guesses = [[task.words[predicted[n, place]] for place in range(len(game))] for n, game in enumerate(games)]
+            assert row["legal"] == chess.legal_share(games, guesses)
+            assert 0 <= row["legal"] < 1
+            checked += 1
+    assert checked == 3
+
+
+def test_without_the_rules_of_chess_nothing_is_begun(monkeypatch):
+    monkeypatch.setattr(chess, "_extra", lambda name: (_ for _ in ()).throw(ImportError("the extra chess")))
+    monkeypatch.setattr(edge, "pretrainings", lambda *given: pytest.fail("work has begun"))
+    with pytest.raises(ImportError, match="the extra chess"):
+        edge.edge_ablations(ABLATIONS, 1)
+
+
+# --- many at once -----------------------------------------------------------------------------------------------
+
+
+def test_measurements_of_processes_come_back_in_order_and_a_failure_is_told():
+    """The one test that starts processes."""
+    assert over_processes([(str, {"object": k}) for k in (3, 1, 2)], 2, "counting") == ["3", "1", "2"]
+    with pytest.raises(TypeError, match="divmod"):
+        over_processes([(divmod, {}), (str, {"object": 1})], 1, "failing")
+    assert not multiprocessing.active_children()
+
+
+def test_all_parameters_are_checked_before_any_work():
+    jobs = many.stage_jobs("pretrain", [{"source": 30}, {"source": 110, "steps": 3}])
+    assert jobs == [
+        (many.run_stage, {"name": "pretrain", "parameters": {"source": 30}}),
+        (many.run_stage, {"name": "pretrain", "parameters": {"source": 110, "steps": 3}}),
+    ]
+    with pytest.raises(ParameterError, match="did you mean 'source'"):
+        many.stage_jobs("pretrain", [{"source": 30}, {"sourc": 30}])
+
+
+@pytest.mark.parametrize(
+    ("shape", "at_once"),
+    # A block of h has 12 h² weights in its matrices. Of 64: two are 98,304, so 40 would fit into four million, 32 may.
+    # Of 256: two are 1,572,864, so two fit. Of 512: four are 12.6 million, more than fit at all.
+    [({}, 32), ({"hidden": 256}, 2), ({"hidden": 512, "layers": 4}, 1)],
+)
+def test_a_gpu_trains_as_many_side_by_side_as_fit(monkeypatch, shape, at_once):
+    asked = []
+    monkeypatch.setattr(training, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(learning, "pretrain_together", lambda bodies, at_once: asked.append((bodies, at_once)))
+    monkeypatch.setattr(runs.Stage, "__call__", lambda self, **parameters: parameters)
+    small, other = {"source": 30, "layers": 1, "hidden": 16, "heads": 2}, {"source": 30, **shape}
+    found = many.pretrainings([other, small, {**other, "source": 110}], 2)
+    checked = learning.pretrain.Params
+    with_other = [(part, number) for part, number in asked if checked(**other) in part]
+    assert [(checked(**{**other, "source": 110}) in part, number) for part, number in with_other] == [(True, at_once)]
+    assert [each["source"] for each in found] == [30, 30, 110]
+
+
+# --- the shipped entry point ------------------------------------------------------------------------------------
+
+ALL = {
+    "edge_of_chaos": CHAOS,
+    "edge_ablations": ABLATIONS,
+    "compression": {"rules": [204], "seeds": [0], "pretrain": TINY, "fragility": {"ratios": [0.3]}},
+    "rank_adaptor": {
+        "pruned": {"ratio": 0.5, "spread": "uniform"},
+        "mean_rank": 2,
+        "recover": {"steps": 2, "examples": 56},
+        "offline": 2,
+        "rounds": 1,
+        "candidates": 4,
+        "search_seeds": [0],
+        "report_seeds": [7],
+        "random": 2,
+    },
+}
+
+
+@pytest.mark.slow
+def test_every_table_is_written_with_its_note(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(reference, "profile_settings", lambda profile: ALL)
+    monkeypatch.setattr(reference, "_place", lambda name: tmp_path / f"{name}.csv")
+    reference.main(["--workers", "1"])
+
+    chaos = reference.read("edge_of_chaos")
+    assert chaos.note["settings"] == CHAOS
+    assert chaos.note["command"] == "python -m rules2ranks.stages.reference edge_of_chaos --profile laptop"
+    assert sorted(chaos.table.start) == ["pretrained"] * 12 + ["random"] * 2 + ["scratch"] * 4 + ["shuffled"] * 4
+    for name, maker in [("pretraining", "edge_of_chaos"), ("similarity", "edge_of_chaos"), ("edge_ablations",) * 2]:
+        table, note = reference.read(name)
+        assert note["rows"] == len(table)
+        assert note["command"].split()[3] == maker
+    assert reference.read("edge_ablations").table.legal.notna().sum() == 5
+    assert reference.read("compression").table.ratio.tolist() == [0, 0.3]
+    report = reference.read("rank_adaptor").table
+    assert set(report.allocator) == {
+        *("uniform", "ends high", "middle high", "random vectors", "RankAdaptor", "random search", "additive")
+    }
+    assert (report.budget_used <= 1).all()
+    searched = reference.read("rank_search").table
+    assert searched.groupby("allocator").size().to_dict() == {"RankAdaptor": 3, "random search": 3, "uniform": 1}
+    assert np.isfinite(searched.measured).all()
+    assert json.loads((tmp_path / "rank_search.json").read_text())["rows"] == 7
+
+
+def test_another_profile_has_files_of_its_own_and_only_its_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reference, "profile_settings", lambda profile: {"compression": ALL["compression"]})
+    monkeypatch.setattr(reference, "_place", lambda name: tmp_path / f"{name}.csv")
+    reference.main(["--workers", "1", "--profile", "gpu"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compression_gpu.csv", "compression_gpu.json"]
+    assert json.loads((tmp_path / "compression_gpu.json").read_text())["command"].endswith("compression --profile gpu")
+    with pytest.raises(SystemExit):
+        reference.main(["edge_of_chaos", "--profile", "gpu"])
+    assert "profile gpu has no settings for edge_of_chaos" in capsys.readouterr().err
