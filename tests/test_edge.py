@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from rules2ranks import runs, stages, training
 from rules2ranks.runs import ParameterError, Result
-from rules2ranks.stages import compressing, edge, inspecting, learning, many, reference
+from rules2ranks.stages import compressing, edge, inspecting, learning, many, reference, transfer
 from rules2ranks.tasks import chess
 
 over_processes = many.measure  # before the fixture below puts another in its place
@@ -56,7 +56,7 @@ def in_process(tmp_path_factory):
         for module in (many, edge, reference):
             patch.setattr(module, "measure", one_by_one)
         patch.setattr(compressing, "HELD_OUT", 70)
-        patch.setattr(learning, "validation_draw", lambda seed: (12, learning.draw_seed(seed, 1, 0), "validation"))
+        patch.setattr(transfer, "validation_draw", lambda seed: (12, learning.draw_seed(seed, 1, 0), "validation"))
         yield
 
 

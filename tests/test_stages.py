@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from rules2ranks import evaluation, models, probes, stages, tasks, training
 from rules2ranks.runs import ParameterError
-from rules2ranks.stages import compressing, inspecting, learning, reference
+from rules2ranks.stages import compressing, inspecting, learning, reference, transfer
 from rules2ranks.tasks.rows import rows_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -392,14 +392,14 @@ BODY = ("body.wpe", "body.h", "body.ln_f")
 def test_what_is_frozen_stays(kind, train, frozen):
     body = models.RowGPT(4, 4, layers=1, heads=2, hidden=16, rows=6, seed=0).body
     model = models.TaskGPT(body, kind, cells=4 if kind == "boards" else 1, classes=3, length=8, seed=0)
-    learning.freeze(model, train)
+    transfer.freeze(model, train)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     def batch(step: int):
         x = torch.randint(3, (4, 8, 4) if kind == "boards" else (4, 8), generator=torch.Generator().manual_seed(step))
         return x, x
 
-    training.train(model, batch, learning.task_loss, steps=3, lr=1e-2)
+    training.train(model, batch, transfer.task_loss, steps=3, lr=1e-2)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) == name.startswith(frozen), name
 
@@ -430,7 +430,7 @@ def test_scores_are_those_of_the_model_with_new_ends(task):
     body = {"source": 204, **TINY}
     result = stages.downstream(body=body, task=task, steps=1, batch=2, lr=1e-12, seed=5)
     spec = tasks.get(task)
-    model = learning._with_ends(learning.pretrain.Params(**body), "pretrained", spec, "integers", 5).eval()
+    model = transfer._with_ends(learning.pretrain.Params(**body), "pretrained", spec, "integers", 5).eval()
     x, y = spec.batch(256, learning.draw_seed(5, 1, 0), "validation")
     with torch.no_grad():
         logits = model(torch.from_numpy(x)).numpy()
@@ -481,10 +481,10 @@ class Twos:
 @pytest.fixture
 def twos(tmp_path, monkeypatch):
     monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path))
-    monkeypatch.setattr(learning, "_task", lambda task, games: Twos())
-    learning._baselines.cache_clear()
+    monkeypatch.setattr(transfer, "_task", lambda task, games: Twos())
+    transfer._baselines.cache_clear()
     yield
-    learning._baselines.cache_clear()
+    transfer._baselines.cache_clear()
 
 
 def test_it_ends_at_the_accuracy_that_was_asked_for(twos):
@@ -541,7 +541,7 @@ def test_boards_go_in_one_hot():
 def test_a_body_begins_as_it_was_learnt_drawn_or_shuffled():
     body = learning.pretrain.Params(source=204, **TINY)
     learnt, drawn, shuffled = (
-        learning._body(body, start, 3).state_dict() for start in ("pretrained", "random", "shuffled")
+        transfer._body(body, start, 3).state_dict() for start in ("pretrained", "random", "shuffled")
     )
     saved = load_file(stages.pretrain(**body.model_dump()).file("model.safetensors"))
     for name, value in learnt.items():

@@ -43,8 +43,8 @@ def notebooks() -> str:
 def tables() -> str:
     """The reference tables: how large, how long, how remade."""
     rows = []
-    for name in (*reference.TABLES, *reference.ON_REQUEST):
-        note = reference.read(name).note
+    for path in sorted(HEADLINE.parent.glob("*.json"), key=lambda path: json.loads(path.read_text())["command"]):
+        name, note = path.stem, reference.read(path.stem).note
         rows.append(
             {
                 "table": f"`data/reference/{name}.csv`",

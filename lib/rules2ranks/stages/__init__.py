@@ -4,7 +4,7 @@ import importlib
 
 _HOMES = {
     "pretrain": "learning",
-    "downstream": "learning",
+    "downstream": "transfer",
     "inspect": "inspecting",
     "language": "language_suite",
     "prune": "compressing",

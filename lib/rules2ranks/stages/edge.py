@@ -137,7 +137,7 @@ def _legality() -> Any:
     def legal(result: runs.Result) -> float:
         from safetensors.numpy import load_file
 
-        from rules2ranks.stages.learning import PREDICTIONS, validation_draw
+        from rules2ranks.stages.transfer import PREDICTIONS, validation_draw
 
         games = task.moves(*validation_draw(result.params["seed"]))
         predicted = load_file(result.file(PREDICTIONS))["predicted"]

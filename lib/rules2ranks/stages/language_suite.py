@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from rules2ranks import models, training
 from rules2ranks.runs import stage
-from rules2ranks.stages.learning import CHECKPOINT, draw_seed, pairs
+from rules2ranks.stages.learning import CHECKPOINT, draw_seed
 from rules2ranks.stages.parameters import Rate, Seed, Size, Steps
+from rules2ranks.stages.transfer import pairs
 from rules2ranks.tasks import language as suite
 
 
