@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from rules2ranks.runs import ParameterError
-from rules2ranks.stages import findings, reference
+from rules2ranks.stages import edge, findings, many, reference
 
 TINY = {"width": 8, "rows": 10, "ring": 40, "layers": 1, "heads": 2, "hidden": 16, "steps": 10, "rounds": 1}
 
@@ -130,9 +130,13 @@ def test_an_unknown_table_is_refused(capsys):
     assert "choose from edge_of_chaos" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_tables_makers_run_at_tiny_size(tmp_path, monkeypatch):
-    """The shipped entry point, on settings of its own: every table is written, with its note."""
+    """The shipped entry point, on settings of its own: every table is written, with its note.
+
+    In this process: that others can do the measuring is tested with `many.measure`.
+    """
+    for module in (reference, edge, many):
+        monkeypatch.setattr(module, "measure", lambda jobs, workers, label: [make(**given) for make, given in jobs])
     settings = {
         "edge_of_chaos": {
             "rules": [204, 110],
@@ -160,10 +164,10 @@ def test_the_tables_makers_run_at_tiny_size(tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "_place", lambda name: tmp_path / f"{name}.csv")
     reference.main(["--workers", "2"])
 
-    edge = reference.read("edge_of_chaos")
-    assert edge.note["settings"] == settings["edge_of_chaos"]
-    assert sorted(edge.table.start) == ["pretrained"] * 6 + ["random"] + ["scratch"] * 2 + ["shuffled"] * 2
-    assert (edge.table.step == 8).all()
+    core = reference.read("edge_of_chaos")
+    assert core.note["settings"] == settings["edge_of_chaos"]
+    assert sorted(core.table.start) == ["pretrained"] * 6 + ["random"] + ["scratch"] * 2 + ["shuffled"] * 2
+    assert (core.table.step == 8).all()
     assert reference.read("pretraining").table.source.tolist() == ["204", "204", "110", "110", "coin", "coin"]
     alike = reference.read("similarity").table.set_index(["a", "b"]).cka
     assert len(alike) == 3 and alike.between(0, 1 + 1e-9).all()
