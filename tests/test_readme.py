@@ -59,13 +59,15 @@ def test_its_links_lead_somewhere():
 
 def test_the_library_examples_run(tmp_path, monkeypatch):
     examples = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
-    assert len(examples) == 2
+    assert len(examples) == 3
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path / "runs"))
     (tmp_path / "data").symlink_to(results.REPOSITORY / "data")
     names: dict = {}
     for example in examples:
         exec(compile(example, "README.md", "exec"), names)
     assert names["rows"].shape == (512, 1001, 100) and names["words"].shape == (1001, 100, 8)
     assert names["phrases"] > 1000 and names["table"].index.tolist() == [30, 110, 204]
+    assert names["learnt"]["learnt"] and names["found"]["accuracy"] > names["found"]["baselines"]["n-gram"]
     assert names["adapted"].peft_config["default"].r == 4
     assert (tmp_path / "out" / "pruned" / "pruning.json").is_file()

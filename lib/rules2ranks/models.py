@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -146,9 +147,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Weights written by `save_weights`, into a module of exactly those names and shapes, in place.
 
     Raises:
-        ValueError: a name or a shape does not fit, so the file is of another architecture; says which.
+        ValueError: a damaged file; or a name or a shape does not fit, so it is of another architecture: says which.
     """
-    weights = load_file(path)
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
     have, want = ({name: tuple(t.shape) for name, t in of.items()} for of in (weights, model.state_dict()))
     wrong = [
         f"{name} {have.get(name, 'missing')} for {want.get(name, 'nothing')}"

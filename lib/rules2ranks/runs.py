@@ -74,6 +74,8 @@ class Params(BaseModel):
 def _explain(model: type[Params], item: Mapping[str, Any]) -> str:
     allowed = list(model.model_fields)
     name = ".".join(str(part) for part in item["loc"])
+    if not name:  # parameters that do not go together
+        return f"{item['msg'].removeprefix('Value error, ')}."
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, allowed, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

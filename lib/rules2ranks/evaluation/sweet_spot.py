@@ -73,7 +73,8 @@ class Quadratic(NamedTuple):
     def __str__(self) -> str:
         if self.reason:
             return f"undefined: {self.reason}"
-        return f"curvature {self.curvature:.3g}, peak {self.peak:.3g}, inside {self.inside:.0%} (n = {self.n})"
+        peak = "no peak" if math.isnan(self.peak.estimate) else f"peak {self.peak:.3g}"
+        return f"curvature {self.curvature:.3g}, {peak}, inside {self.inside:.0%} (n = {self.n})"
 
 
 def two_lines(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rules2ranks import runs
 
@@ -25,6 +25,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1, description="learning rate")]
 Rank = Annotated[int, Field(ge=1, le=256, description="LoRA rank")]
 Task = Literal["reasoning-hard", "reasoning-easy", "reasoning-hard-published", "nim", "nim-published", "chess"]
+#: The tasks that the reference table has for every rule.
+CoreTask = Literal["reasoning-hard", "reasoning-easy", "nim"]
 Spread = Literal["uniform", "global"]
 Importance = Literal["taylor", "l2", "random"]
 
@@ -135,18 +137,26 @@ class Pretrain(Notebook, name="20_pretrain"):
     bf16: bool
     seed: Seed
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.width > self.ring:
+            raise ValueError(f"a crop of {self.width} cells (width) does not fit on a ring of {self.ring} (ring)")
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
 
 class Downstream(Notebook, name="21_downstream"):
     rule: Rule
     pretrain_steps: Steps
-    steps: Steps
+    steps: Annotated[int, Field(ge=4, le=10_000_000, description="optimiser steps; some tasks take a quarter of them")]
     seed: Seed
 
 
 class EdgeOfChaos(Notebook, name="22_edge_of_chaos"):
     rule: Rule
     seed: Seed
-    task: Task
+    task: CoreTask
 
 
 class Inside(Notebook, name="23_inside"):
