@@ -245,3 +245,9 @@ def test_a_causal_model_is_loaded_from_safetensors_only(tmp_path):
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         models.load_causal_lm(tmp_path / "pickled")
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match=r"w\.safetensors is no safetensors file"):
+        models.load_weights(models.RowGPT(5, 5, **SMALL, seed=0), tmp_path / "w.safetensors")

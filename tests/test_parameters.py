@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 
+import results
 from rules2ranks import tasks
 from rules2ranks.runs import ParameterError
 from rules2ranks.stages import parameters
@@ -67,3 +68,17 @@ def test_metrics_and_figures_lie_in_a_folder_of_these_parameters():
 
 def test_the_tasks_that_can_be_asked_for_are_those_that_there_are():
     assert set(get_args(parameters.Task)) == set(tasks.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"width": 50, "ring": 20}, r"a crop of 50 cells \(width\) does not fit on a ring of 20 \(ring\)"),
+        ({"heads": 5}, r"hidden \(64\) must be a multiple of heads \(5\)"),
+    ],
+)
+def test_parameters_that_do_not_go_together_are_refused(change, said):
+    given = results.values("fast")["20_pretrain"]
+    assert parameters.Pretrain.check(given).ring == 1000
+    with pytest.raises(ParameterError, match=said):
+        parameters.Pretrain.check(given | change)

@@ -107,3 +107,8 @@ def test_the_floor_is_an_entropy_counted_on_windows():
     for wrong in ({"every": 6}, {"width": 9}, {"every": 0}):
         with pytest.raises(ValueError, match="the floor is for every from 1 to 5 and crops of at least 10 cells"):
             crop_floor(**{"source": 110, "width": 20, **wrong})
+
+
+def test_a_crop_wider_than_its_ring_is_refused():
+    with pytest.raises(ValueError, match="a crop of 50 cells does not fit on a ring of 20"):
+        rows_of(110, 2, 50, 5, ring=20, every=1, seed=0)
