@@ -1,6 +1,5 @@
 """What is read off the reference tables agrees with the tables; the tables' makers run at tiny size."""
 
-import json
 import re
 
 import numpy as np
@@ -9,9 +8,7 @@ import pytest
 from scipy import stats
 
 from rules2ranks.runs import ParameterError
-from rules2ranks.stages import edge, findings, many, reference
-
-TINY = {"width": 8, "rows": 10, "ring": 40, "layers": 1, "heads": 2, "hidden": 16, "steps": 10, "rounds": 1}
+from rules2ranks.stages import findings, reference
 
 
 @pytest.fixture(autouse=True)
@@ -128,56 +125,3 @@ def test_an_unknown_table_is_refused(capsys):
     with pytest.raises(SystemExit):
         reference.main(["edge_of_choas"])
     assert "choose from edge_of_chaos" in capsys.readouterr().err
-
-
-def test_the_tables_makers_run_at_tiny_size(tmp_path, monkeypatch):
-    """The shipped entry point, on settings of its own: every table is written, with its note.
-
-    In this process: that others can do the measuring is tested with `many.measure`.
-    """
-    for module in (reference, edge, many):
-        monkeypatch.setattr(module, "measure", lambda jobs, workers, label: [make(**given) for make, given in jobs])
-    settings = {
-        "edge_of_chaos": {
-            "rules": [204, 110],
-            "seeds": [0, 1],
-            "random_seeds": [0],
-            "shuffled_rule": 110,
-            "pretrain": TINY,
-            "tasks": {"reasoning-easy": {"steps": 8, "batch": 4}},
-            "from_scratch": {"lr": 1e-3},
-        },
-        "compression": {"rules": [204], "seeds": [0], "pretrain": TINY, "fragility": {"ratios": [0.3]}},
-        "rank_adaptor": {
-            "pruned": {"ratio": 0.5, "spread": "uniform"},
-            "mean_rank": 2,
-            "recover": {"steps": 2, "examples": 56},
-            "offline": 2,
-            "rounds": 1,
-            "candidates": 4,
-            "search_seeds": [0],
-            "report_seeds": [7],
-            "random": 2,
-        },
-    }
-    monkeypatch.setattr(reference, "profile_settings", lambda profile: settings)
-    monkeypatch.setattr(reference, "_place", lambda name: tmp_path / f"{name}.csv")
-    reference.main(["--workers", "2"])
-
-    core = reference.read("edge_of_chaos")
-    assert core.note["settings"] == settings["edge_of_chaos"]
-    assert sorted(core.table.start) == ["pretrained"] * 6 + ["random"] + ["scratch"] * 2 + ["shuffled"] * 2
-    assert (core.table.step == 8).all()
-    assert reference.read("pretraining").table.source.tolist() == ["204", "204", "110", "110", "coin", "coin"]
-    alike = reference.read("similarity").table.set_index(["a", "b"]).cka
-    assert len(alike) == 3 and alike.between(0, 1 + 1e-9).all()
-    assert reference.read("compression").table.ratio.tolist() == [0, 0.3]
-    report = reference.read("rank_adaptor").table
-    assert set(report.allocator) == {
-        *("uniform", "ends high", "middle high", "random vectors", "RankAdaptor", "random search", "additive")
-    }
-    assert (report.budget_used <= 1).all()
-    searched = reference.read("rank_search").table
-    assert searched.groupby("allocator").size().to_dict() == {"RankAdaptor": 3, "random search": 3, "uniform": 1}
-    assert np.isfinite(searched.measured).all()
-    assert json.loads((tmp_path / "rank_search.json").read_text())["rows"] == 7

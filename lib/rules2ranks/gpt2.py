@@ -1,4 +1,4 @@
-"""GPT-2's blocks in plain torch: faster at small sizes than transformers' own, the same numbers, the same names.
+"""GPT-2's blocks in plain torch: the same numbers and names as transformers' own, and they show their attention.
 
 Parameters are named and shaped as in transformers' `GPT2Model` (matrices as `Conv1D`, inputs × outputs), so that
 pruning and LoRA find what they know, and weights go from one to the other as they are.

@@ -125,21 +125,21 @@ def baselines(task: str) -> pd.Series:
     return pd.Series({name: here[which].accuracy.mean() for name, which in names.items()})
 
 
-def variants(what: str = "accuracy") -> dict[str, pd.DataFrame]:
-    """The table `edge_ablations` by variant: a row a rule, a column a seed (without the baselines)."""
+def variants() -> dict[str, pd.DataFrame]:
+    """Accuracy in `edge_ablations` by variant: a row a rule, a column a seed (without the baselines)."""
     table, note = reference.read("edge_ablations")
     here = table[~table.source.isin(["coin", "none"])]
     rules = note["settings"]["rules"]
-    return {name: _wide(part, what).loc[rules] for name, part in here.groupby("variant", sort=False)}
+    return {name: _wide(part, "accuracy").loc[rules] for name, part in here.groupby("variant", sort=False)}
 
 
-def variant_baselines(what: str = "accuracy") -> pd.DataFrame:
-    """In each variant, the mean of networks with random weights (or trained from scratch), and after coin flips."""
+def variant_baselines() -> pd.DataFrame:
+    """Mean accuracy, by variant, of networks that learnt no rule: random weights (or from scratch), and coin flips."""
     table, _ = reference.read("edge_ablations")
     here = table[table.source.isin(["coin", "none"])]
     names = {"none": "no rule", "coin": "coin flips"}
     return here.assign(source=here.source.map(names)).pivot_table(
-        index="variant", columns="source", values=what, sort=False
+        index="variant", columns="source", values="accuracy", sort=False
     )
 
 
@@ -215,29 +215,24 @@ def _complexity_rows(digits: int) -> list[Row]:
         "reasoning-easy": f"another easy task: r = {r['reasoning easy']:.{digits}f} (1 / epochs to 80 %)",
         "nim": "claimed, no r at hand",
     }
+    unlearnt = int((learnt().learnt < 1).sum())
     for task, name in TASKS.items():
         y = scores(task)
-        x = lz76(list(y.index))
         how = f"frozen networks, accuracy at fixed steps, {y.shape[0]} rules × {y.shape[1]} seeds, causal"
-        how += ", two rules that were not learnt included"
-        for kind, symbol in (("pearson", "Pearson r"), ("spearman", "Spearman ρ")):
-            found = evaluation.correlation(x, y, kind=kind)
-            rows.append(_row(f"{symbol} of complexity and score, {name}", said[task] if kind == "pearson" else "",
-                             f"{found:.{digits}f}", how, found[:3]))  # fmt: skip
+        rows += _slope_rows(name, said[task], f"{how}, {unlearnt} rules that were not learnt included", y, digits)
         if task == "reasoning-hard":
-            rows += _hard_board_rows(x, y, digits)
-    return [*rows, *_chess_rows(f"r = {r['chess']:.{digits}f} (accuracy)", digits)]
-
-
-def _chess_rows(said: str, digits: int) -> list[Row]:
+            rows += _hard_board_rows(lz76(list(y.index)), y, digits)
     y = variants()["chess"]
-    x = lz76(list(y.index))
     how = f"frozen networks, engine games, {y.shape[0]} rules × {y.shape[1]} seeds, causal"
-    rows = []
-    for kind, symbol in (("pearson", "Pearson r"), ("spearman", "Spearman ρ")):
+    return [*rows, *_slope_rows("chess", f"r = {r['chess']:.{digits}f} (accuracy)", how, y, digits)]
+
+
+def _slope_rows(name: str, said: str, how: str, y: pd.DataFrame, digits: int) -> list[Row]:
+    """A task's two correlations with LZ76; the paper's number stands beside the first."""
+    x, rows = lz76(list(y.index)), []
+    for kind, symbol, theirs in (("pearson", "Pearson r", said), ("spearman", "Spearman ρ", "")):
         found = evaluation.correlation(x, y, kind=kind)
-        question = f"{symbol} of complexity and score, chess"
-        rows.append(_row(question, said if kind == "pearson" else "", f"{found:.{digits}f}", how, found[:3]))
+        rows.append(_row(f"{symbol} of complexity and score, {name}", theirs, f"{found:.{digits}f}", how, found[:3]))
     return rows
 
 

@@ -22,7 +22,7 @@ def inspect(work: Path, body: pretrain.Params) -> dict:
 
     Metrics: the share of attention that goes to the last ten rows, on validation windows of its own rule (mean, by
     layer, and that of the untrained network), and the prequential epiplexity of its training in bits × steps per
-    target bit (None and None where there are too few rows, or the history does not rise). Files:
+    target bit; no attention (None) where there are fewer than twenty rows. Files:
     `activations.safetensors`, what the blocks make of the second half of 16 windows of coin flips, `(n, hidden)`.
     """
     result = pretrain(**body.model_dump())
@@ -62,13 +62,13 @@ def similarity(bodies: list[list]) -> np.ndarray:
     ]
     rules, seeds = len(seen), len(seen[0])
     # Each side's own norm is needed again and again: made once.
-    whitened = np.array([[_scaled(features) for features in row] for row in seen])
+    scaled = np.array([[_scaled(features) for features in row] for row in seen])
     found = np.zeros((rules, rules))
     for s in range(seeds):
         for t in range(seeds):
             if s != t:
                 for a in range(rules):
-                    products = np.einsum("np,bnq->bpq", whitened[a, s], whitened[:, t], optimize=True)
+                    products = np.einsum("np,bnq->bpq", scaled[a, s], scaled[:, t], optimize=True)
                     found[a] += np.square(products).sum((1, 2))
     return found / (seeds * (seeds - 1))
 

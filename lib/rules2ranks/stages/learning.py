@@ -196,9 +196,8 @@ def _learn(bodies: Sequence[Any], checkpoint: Path) -> list[tuple[models.RowGPT,
             bf16=body.bf16,
             log_every=max(1, body.steps // 50),
             evaluate=lambda m: row_scores(m, validation, edges(body)),
-            evaluate_every=max(
-                d for d in range(1, body.steps + 1) if body.steps % d == 0 and d <= max(1, body.steps // 5)
-            ),
+            # At least five times a round, and at the end of each: the largest divisor that does.
+            evaluate_every=next(d for d in range(max(1, body.steps // 5), 0, -1) if body.steps % d == 0),
             until=until,
             checkpoint=checkpoint,
             label=f"pretrain {body.source}" if alone else f"pretrain {len(bodies)} models",
@@ -252,7 +251,7 @@ def _pretrain_metrics(body: Any, model: models.RowGPT, history: training.History
 def pretrain_together(bodies: Sequence[Any], at_once: int) -> list[runs.Result]:
     """The results of several pretrainings, those that are missing trained `at_once` side by side in this process.
 
-    For a GPU that one small model cannot fill; on a CPU it gains nothing. `bodies` are `pretrain.Params`; those that
+    For a GPU that one small model cannot fill; on a CPU it gains little. `bodies` are `pretrain.Params`; those that
     train together agree in everything but source and seed. The results are as if made one by one, to the rounding of
     sums in another order; an interrupted group goes on from its checkpoint.
     """

@@ -18,7 +18,7 @@ def rows_of(source: Source, batch: int, width: int, rows: int, *, ring: int, eve
     """Windows of automata, `(batch, rows + 1, width)` uint8: a crop of a ring, not periodic, or the whole ring.
 
     Each window comes from a ring of its own with a random start and begins at a random time below 1000, the same for
-    the whole batch. 64 windows are drawn in about the time of one. ValueError for a crop wider than the ring.
+    the whole batch. 64 automata evolve at the cost of one. ValueError for a crop wider than the ring.
     """
     if width > ring:
         raise ValueError(f"a crop of {width} cells does not fit on a ring of {ring}")
