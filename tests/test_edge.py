@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from rules2ranks import runs, stages, training
 from rules2ranks.runs import ParameterError, Result
-from rules2ranks.stages import compressing, edge, inspecting, learning, many, reference, transfer
+from rules2ranks.stages import edge, inspecting, learning, many, reference, transfer
 from rules2ranks.tasks import chess
 
 over_processes = many.measure  # before the fixture below puts another in its place
@@ -55,7 +55,7 @@ def in_process(tmp_path_factory):
         patch.setenv("RULES2RANKS_RUNS", str(tmp_path_factory.mktemp("runs")))
         for module in (many, edge, reference):
             patch.setattr(module, "measure", one_by_one)
-        patch.setattr(compressing, "HELD_OUT", 70)
+        patch.setattr(subjects, "HELD_OUT", 70)
         patch.setattr(transfer, "validation_draw", lambda seed: (12, learning.draw_seed(seed, 1, 0), "validation"))
         yield
 

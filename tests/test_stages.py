@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from rules2ranks import evaluation, models, probes, stages, tasks, training
 from rules2ranks.runs import ParameterError
-from rules2ranks.stages import compressing, inspecting, learning, reference, transfer
+from rules2ranks.stages import compressing, inspecting, learning, reference, subjects, transfer
 from rules2ranks.tasks.rows import rows_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -638,7 +638,7 @@ def test_pruned_and_recovered_at_half_the_size():
 
     assert after.metrics["trained_parameters"] == recovery.lora_parameters(model, ranks)
     loaded = recovery.load_adapter(model, after.folder)
-    score = compressing.subject("language").evaluate(compressing.REPORT_SET, loaded)
+    score = subjects.subject("language").evaluate("report", loaded)
     # The same weights on the same examples; only the merge order of the adapter may round differently.
     assert score["loss"] == pytest.approx(after.metrics["loss"], abs=1e-6)
 
@@ -648,8 +648,8 @@ def test_the_model_of_a_rule_is_pruned_saved_and_loaded():
     result = stages.prune(**asked)
     again = compressing.load_pruned(stages.prune.Params.check(asked))
     assert models.parameter_count(again) == result.metrics["parameters_after"]
-    given = compressing.subject(stages.prune.Params.check(asked).base)
-    assert given.evaluate(compressing.REPORT_SET, again)["loss"] == result.metrics["after"]["loss"]
+    given = subjects.subject(stages.prune.Params.check(asked).base)
+    assert given.evaluate("report", again)["loss"] == result.metrics["after"]["loss"]
 
 
 def test_fragility_begins_whole_and_removes_what_was_asked():
@@ -677,7 +677,7 @@ def test_the_language_suite_goes_on_from_where_its_schedule_stopped():
 
 
 def test_the_shipped_model_solves_its_tasks():
-    scores = compressing.subject("language").evaluate(compressing.REPORT_SET)
+    scores = subjects.subject("language").evaluate("report")
     assert scores["accuracy"] > 0.98
     assert torch.tensor(list(scores.values())).isfinite().all()
 

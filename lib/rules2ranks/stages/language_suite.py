@@ -1,6 +1,5 @@
 """The stage that trains the language suite's model, and how it is scored."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,27 +20,26 @@ def language_pairs(size: int, seed: int, split: str) -> tuple[Tensor, Tensor]:
     return pairs(suite, size, seed, split)
 
 
+def answer_logits(model: nn.Module, pair: tuple[Tensor, Tensor]) -> Tensor:
+    """The logits that predict answers' tokens, `(tokens, vocabulary)`."""
+    tokens, labels = pair
+    return model(input_ids=tokens).logits[:, :-1][labels[:, 1:] != suite.IGNORED]
+
+
 def language_loss(model: nn.Module, pair: tuple[Tensor, Tensor]) -> Tensor:
     """Cross-entropy in nats over the answers' tokens."""
     tokens, labels = pair
     logits = model(input_ids=tokens).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=suite.IGNORED)
 
 
-def language_scores(size: int, seed: int) -> Callable[[nn.Module], dict[str, float]]:
-    """A function that scores a model on `size` held-out examples: loss, accuracy per task and their mean.
-
-    An answer is right when all its tokens are.
-    """
-    tokens, labels = language_pairs(size, seed, "validation")
-
-    def scores(model: nn.Module) -> dict[str, float]:
-        logits = model(input_ids=tokens).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).item()
-        by_task = suite.score(logits.argmax(-1).cpu().numpy(), labels.cpu().numpy(), tokens.cpu().numpy())
-        return {"loss": loss, "accuracy": float(np.mean(list(by_task.values()))), **by_task}
-
-    return scores
+def language_scores(model: nn.Module, pair: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Loss, accuracy on average over tasks, and accuracy per task. An answer is right when all its tokens are."""
+    tokens, labels = pair
+    logits = model(input_ids=tokens).logits
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=suite.IGNORED).item()
+    by_task = suite.score(logits.argmax(-1).cpu().numpy(), labels.cpu().numpy(), tokens.cpu().numpy())
+    return {"loss": loss, "accuracy": float(np.mean(list(by_task.values()))), **by_task}
 
 
 @stage(version=1)
@@ -59,6 +57,7 @@ def language(
     transformers' own form, `config.json` and `model.safetensors`.
     """
     model = models.small_llama(seed).to(training.device())
+    held_out = language_pairs(700, draw_seed(seed, 1, 0), "validation")
     with training.reproducible(seed):
         history = training.train(
             model,
@@ -68,7 +67,7 @@ def language(
             stop=min(stop, steps) if stop else None,
             lr=lr,
             seed=seed,
-            evaluate=language_scores(700, draw_seed(seed, 1, 0)),
+            evaluate=lambda m: language_scores(m, held_out),
             evaluate_every=max(1, steps // 20),
             checkpoint=work / CHECKPOINT,
             label="language suite",
