@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from rules2ranks import runs, stages, training
 from rules2ranks.runs import ParameterError, Result
-from rules2ranks.stages import edge, inspecting, learning, many, reference, transfer
+from rules2ranks.stages import edge, inspecting, learning, many, reference, subjects, transfer
 from rules2ranks.tasks import chess
 
 over_processes = many.measure  # before the fixture below puts another in its place
