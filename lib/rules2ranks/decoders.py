@@ -51,6 +51,11 @@ class Groups:
     coupled: tuple[Coupled, ...]
 
     @property
+    def output(self) -> Coupled:
+        """The matrix whose inputs the groups are: through it they reach the residual stream (o_proj, down_proj)."""
+        return self.coupled[-1]
+
+    @property
     def parameters(self) -> int:
         """Parameters that go with one group, biases included."""
         return sum(c.tensor.numel() for c in self.coupled) // self.count
@@ -111,6 +116,16 @@ def linears(model: nn.Module) -> list[dict[str, nn.Module]]:
     ]
 
 
+def outputs(model: nn.Module) -> dict[str, nn.Module]:
+    """The matrices that the groups act through, two per decoder layer, by their full names in `model`.
+
+    Raises:
+        ValueError: as `groups`.
+    """
+    found = {part.output.module for layer in groups(model) for part in layer.parts}
+    return {name: module for layer in linears(model) for name, module in layer.items() if module in found}
+
+
 def groups(model: nn.Module) -> list[Layer]:
     """The coupled groups of every decoder layer, in order, as they are now (a pruned model has fewer).
 
@@ -151,10 +166,34 @@ def resize(model: nn.Module, sizes: Sequence[Mapping[str, int]]) -> nn.Module:
     kept = []
     for layer, size in zip(layers, sizes, strict=True):
         limits = {"attention_groups": layer.attention.count, "channels": layer.channels.count}
-        if set(size) != set(limits) or any(not 1 <= size[key] <= limit for key, limit in limits.items()):
-            raise ValueError(f"{layer.name}: expected sizes from 1 up to {limits}, got {dict(size)}")
+        fits = isinstance(size, Mapping) and size.keys() == limits.keys()
+        if not fits or not all(isinstance(size[key], int) and 1 <= size[key] <= limits[key] for key in limits):
+            raise ValueError(f"{layer.name}: expected sizes from 1 up to {limits}, got {size}")
         kept.append((range(size["attention_groups"]), range(size["channels"])))
     return keep(model, kept)
+
+
+def add_biases(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Give the named output matrices a bias of zeros, in place, as bias compensation does; returns the model.
+
+    Raises:
+        ValueError: a name that is no output matrix of a decoder layer, or one that has a bias already.
+    """
+    known = outputs(model)
+    wrong = [name for name in names if name not in known or known[name].bias is not None]
+    if wrong:
+        free = [name for name, module in known.items() if module.bias is None]
+        raise ValueError(f"no bias can be added to {wrong}; matrices that could have one: {free or 'none'}")
+    for name in names:
+        give_bias(known[name])
+    return model
+
+
+def give_bias(module: nn.Module) -> None:
+    """A bias of zeros for a matrix that has none (a Linear: Conv1D always has one), frozen if the matrix is."""
+    if module.bias is None:
+        weight = module.weight
+        module.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)
 
 
 def keep(model: nn.Module, kept: Sequence[tuple[Sequence[int], Sequence[int]]]) -> nn.Module:

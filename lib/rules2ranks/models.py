@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from rules2ranks import checkpoints
 from rules2ranks.gpt2 import Blocks, Mask
 
 logging.disable_progress_bar()  # loading a model of two megabytes needs no progress bar
@@ -121,21 +122,28 @@ def small_llama(seed: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
-def load_causal_lm(place: str | Path) -> PreTrainedModel:
-    """A causal language model from a folder (or hub name) that transformers loads; safetensors only, in eval mode.
+def load_causal_lm(place: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") -> PreTrainedModel:
+    """A causal language model from a folder (or hub name) that transformers loads, in eval mode, on the CPU.
+
+    Safetensors only, and no code from the model's folder is ever run. What is not in a folder or in the hub's cache is
+    downloaded where the hub can be reached.
 
     Raises:
-        ValueError: the folder holds a pruned checkpoint, which `pruning.load_pruned` loads.
-        OSError: there is no such folder, and the hub cannot be reached or knows no such name.
+        ValueError: a pruned checkpoint (`pruning.load_pruned` loads it), a quantised one, or no causal language model.
+        OSError: there is no such folder or name, or its weights are missing, damaged or pickled: says what to do.
     """
-    if (Path(place) / "pruning.json").is_file():
-        raise ValueError(f"{place} holds a pruned checkpoint: load it with rules2ranks.pruning.load_pruned")
+    folder = checkpoints.find(place)
+    checkpoints.check(folder)
     try:
-        return AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype=torch.float32).eval()
-    except OSError as error:
-        if Path(place).is_dir():
-            raise
-        raise OSError(f"there is no folder {place}, and the hub gave no model of that name: {error}") from error
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=getattr(torch, dtype),
+        ).eval()
+    except SafetensorError as error:
+        raise OSError(f"the weights in {folder} are damaged: {error}") from error
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -159,6 +159,7 @@ def train(
     evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
     evaluate_every: int | None = None,
     until: Callable[[dict[str, Any]], bool] | None = None,
+    after_step: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 15.0,
     label: str = "training",
@@ -175,6 +176,7 @@ def train(
         log_every: steps from one entry of the loss's history to the next (None: a fiftieth of all).
         evaluate: called every `evaluate_every` steps and after the last, on the model in evaluation mode.
         until: asked after each evaluation, with its entry (scores and `step`): True ends the training.
+        after_step: called with the number of finished steps after each, while its gradients are still there.
         checkpoint: a safetensors file, written every `checkpoint_seconds`; if it is there, training goes on from it to
             the same bits as without the interruption.
 
@@ -209,6 +211,8 @@ def train(
                 value = loss(model, batch(step))
             since.append(_step(model, value, optimiser, trained, clip, step))
             done = history.steps = step + 1
+            if after_step:
+                after_step(done)
             if done % max(1, log_every) == 0 or done == last:
                 history.loss.append((done, np.mean(since, axis=0).tolist()))
                 since.clear()

@@ -5,7 +5,8 @@ their objective as a callable and know nothing of models or files.
 """
 
 from rules2ranks.allocation.predictors import AdditiveModel, PerformanceModel, additive, cross_validated_r2
-from rules2ranks.allocation.search import Measurement, Search, propose, random_search, rank_adaptor
+from rules2ranks.allocation.search import Measurement, Search, additive_search, propose, random_search, rank_adaptor
+from rules2ranks.allocation.signals import gradient_norms
 from rules2ranks.allocation.space import (
     Ranks,
     Space,
@@ -16,6 +17,7 @@ from rules2ranks.allocation.space import (
     random,
     uniform,
 )
+from rules2ranks.allocation.tables import read_measurements
 
 __all__ = [
     "AdditiveModel",
@@ -25,14 +27,17 @@ __all__ = [
     "Search",
     "Space",
     "additive",
+    "additive_search",
     "by_importance",
     "cross_validated_r2",
     "ends_high",
+    "gradient_norms",
     "middle_high",
     "neighbours",
     "propose",
     "random",
     "random_search",
     "rank_adaptor",
+    "read_measurements",
     "uniform",
 ]

@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rules2ranks.allocation.predictors import PerformanceModel
+from rules2ranks.allocation.predictors import PerformanceModel, additive
 from rules2ranks.allocation.space import Ranks, Space, draw, generator, neighbours, random
 
 Objective = Callable[[Ranks], float]
-Phase = Literal["given", "offline", "online", "random"]
+Phase = Literal["given", "offline", "online", "random", "exact"]
 
 
 class Measurement(NamedTuple):
@@ -125,6 +125,38 @@ def random_search(
     for ranks in fresh[:missing]:
         _measure(objective, history, ranks, None, "random", progress)
     return _best(history)
+
+
+def additive_search(
+    space: Space,
+    objective: Objective,
+    n: int,
+    seed: int,
+    *,
+    measured: Given = (),
+    progress: Progress | None = None,
+) -> Search:
+    """The best vector of an additive concave model of n random vectors, solved exactly, then measured too.
+
+    The vectors are those of `random_search` at the same seed. What is returned is the model's choice, whether or not
+    a random vector was measured lower: the smallest of many noisy numbers says less than a fit to all of them.
+    `measured` as in `rank_adaptor`; raises ValueError like it, and for n below 3.
+    """
+    if n < 3:
+        raise ValueError(f"n must be at least 3, got {n}")
+    fitted = [entry for entry in _given(space, measured) if entry.phase != "exact"]
+    history = list(random_search(space, objective, n, seed, measured=fitted, progress=progress).history)
+    vectors, scores = [entry.ranks for entry in history], [entry.measured for entry in history]
+    ranks, model = additive(space, vectors, scores)
+    known = dict(zip(vectors, scores, strict=True)) | {
+        e.ranks: e.measured for e in _given(space, measured) if e.phase == "exact"
+    }
+    predicted = float(model.predict([ranks])[0])
+    if ranks in known:
+        history.append(Measurement(ranks, known[ranks], predicted, "exact"))
+    else:
+        _measure(objective, history, ranks, predicted, "exact", progress)
+    return Search(ranks, history[-1].measured, tuple(history))
 
 
 def _given(space: Space, measured: Given) -> list[Measurement]:

@@ -1,8 +1,10 @@
 """Stages that compress: prune a model, recover it with LoRA, and see how far a rule's model can be pruned."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +23,8 @@ Protect = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 LayerRank = Annotated[int, Field(ge=0, le=256)]
 #: One rank for all layers, one for each, or one for each matrix by its name (matrices without one get no adapter).
 Ranks = LayerRank | list[LayerRank] | dict[str, LayerRank]
+#: How an adapter starts, or that its ranks move: `recovery.add_lora`, `recovery.add_adalora`.
+Method = Literal["lora", "pissa", "eva", "adalora"]
 
 
 def _scored(given: Subject, kind: Importance, seed: int) -> Any:
@@ -67,11 +71,24 @@ def load_pruned(pruned: Any) -> nn.Module:
     return model.eval()
 
 
+def _adapted(
+    model: nn.Module, ranks: Ranks, method: Method, given: Subject, pool: Sequence[torch.Tensor], steps: int, seed: int
+) -> tuple[nn.Module, training.Loss, Callable[[int], None] | None]:
+    """The model with the adapter of a method, before training; its loss, and what is done after each step."""
+    if method == "adalora":
+        adapted = recovery.add_adalora(model, ranks, steps=steps, seed=seed)
+        return adapted, recovery.with_orthogonality(given.loss), partial(recovery.allocate, adapted)
+    parts = max(1, len(pool[0]) // 64)  # EVA looks at all of the pool, about 64 examples at a time
+    batches = list(zip(*(part.tensor_split(parts) for part in pool), strict=True))
+    return recovery.add_lora(model, ranks, start=method, batches=batches, loss=given.loss, seed=seed), given.loss, None
+
+
 @stage(version=2, uses=(prune,))
 def recover(
     work: Path,
     pruned: prune.Params,
     ranks: Ranks = 2,
+    method: Method = "lora",
     steps: Steps = 60,
     batch: Size = 28,
     examples: Size = 1400,
@@ -81,18 +98,23 @@ def recover(
 ) -> dict:
     """Recover a pruned model with LoRA adapters: one rank for all layers, or one for each.
 
-    Every adapter learns from `examples` training examples drawn from `seed`. The rate is the best of 1e-3, 3e-3, 1e-2
-    and 2e-2 for a uniform rank 2 at half the parameters removed, by the loss on the search examples.
+    `method` is how they start (LoRA, PiSSA, EVA: `recovery.add_lora`), or AdaLoRA, which moves the ranks about their
+    mean as it trains (`recovery.add_adalora`). AdaLoRA begins anew when interrupted; the losses in its history include
+    its regulariser.
+
+    Every adapter learns from `examples` training examples drawn from `seed`. The rate is LoRA's best of 1e-3, 3e-3,
+    1e-2 and 2e-2 for a uniform rank 2 at half the parameters removed, by the loss on the search examples; EVA's is the
+    same, PiSSA's 3e-3, AdaLoRA's 2e-2 (two seeds).
 
     Metrics: held-out scores (those named `search_…` on the examples that a search may look at, `search_kl` in nats to
-    the unpruned model where `kl` asks for it; the others on those that only reports look at), trainable parameters,
-    history.
-    Files: the adapter in PEFT's own format.
+    the unpruned model where `kl` asks for it; the others on those that only reports look at), trained parameters (of
+    AdaLoRA those of the ranks that it kept, and as `peak_parameters` those that it began with), history.
+    Files: the adapter in PEFT's own format, an ordinary LoRA.
     """
     given = subject(pruned.base)
     with training.reproducible(seed):
-        adapted = recovery.add_lora(load_pruned(pruned), ranks, seed=seed)
         pool = given.draw(examples, draw_seed(seed, 0, 0))
+        adapted, loss, after_step = _adapted(load_pruned(pruned), ranks, method, given, pool, steps, seed)
 
         def some(step: int) -> tuple[torch.Tensor, ...]:
             chosen = torch.Generator().manual_seed(draw_seed(seed, 0, step))
@@ -102,11 +124,12 @@ def recover(
         history = training.train(
             adapted,
             some,
-            given.loss,
+            loss,
             steps=steps,
             lr=lr,
             seed=seed,
-            checkpoint=work / CHECKPOINT,
+            after_step=after_step,
+            checkpoint=None if after_step else work / CHECKPOINT,
             label="recover",
         )
         search, report = given.evaluate("search", adapted), given.evaluate("report", adapted)
@@ -115,8 +138,11 @@ def recover(
             for_search["search_kl"] = given.divergence("search", adapted)
     recovery.save_adapter(adapted, work)
     (work / CHECKPOINT).unlink(missing_ok=True)
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    return {**report, **for_search, "trained_parameters": trained, "history": asdict(history)}
+    peak = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    counted = {"trained_parameters": peak}
+    if method == "adalora":
+        counted = {"trained_parameters": recovery.kept_parameters(adapted), "peak_parameters": peak}
+    return {**report, **for_search, **counted, "history": asdict(history)}
 
 
 @stage(version=2, uses=(pretrain,))

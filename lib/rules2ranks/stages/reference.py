@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from rules2ranks import runs, stages
+from rules2ranks import runs
 from rules2ranks.published import data_folder
-from rules2ranks.stages import edge
+from rules2ranks.stages import edge, rank_tables
 from rules2ranks.stages.many import measure, seconds_of, stage_jobs
 
 
@@ -93,107 +93,6 @@ def compression(settings: dict, workers: int) -> tuple[dict[str, list[dict]], fl
     return {"compression": rows}, seconds_of(results)
 
 
-def search(kind: str, seed: int, settings: dict) -> list[dict]:
-    """One search for a rank vector, measured by the search loss of `recover` with this seed: its whole history."""
-    from rules2ranks import allocation, training  # bring torch along, which who only reads tables does not need
-
-    space = rank_space(settings)
-
-    def objective(ranks: tuple[int, ...]) -> float:
-        return stages.recover(**_recovery(settings, ranks, seed)).metrics["search_loss"]
-
-    sizes = {name: settings[name] for name in ("offline", "rounds", "candidates")}
-    with training.reproducible(seed):
-        if kind == "random search":
-            history = allocation.random_search(space, objective, sizes["offline"] + sizes["rounds"], seed).history
-        else:
-            history = allocation.rank_adaptor(space, objective, seed=seed, **sizes).history
-    return [
-        {"allocator": kind, "search_seed": seed, "order": order, **entry._asdict()}
-        for order, entry in enumerate(history)
-    ]
-
-
-def rank_space(settings: dict) -> Any:
-    """The rank vectors of the pruned model at the budget of a uniform rank; protected layers keep that rank."""
-    from rules2ranks import allocation, recovery
-    from rules2ranks.stages import compressing
-
-    model = compressing.load_pruned(stages.prune.Params.check(settings["pruned"]))
-    cost = recovery.cost_per_rank(model)
-    first, last = settings["pruned"].get("protect", (1, 1))
-    outside = [*range(first), *range(len(cost) - last, len(cost))]
-    rank = settings["mean_rank"]
-    return allocation.Space(tuple(cost), rank, fixed={layer: rank for layer in outside})
-
-
-def rank_adaptor(settings: dict, workers: int) -> tuple[dict[str, list[dict]], float]:
-    """RankAdaptor beside uniform, random and closed-form rank vectors of the same budget, on fresh report seeds."""
-    measure(stage_jobs("prune", [settings["pruned"]]), 1, "pruning")
-    kinds = [(kind, seed) for kind in ("RankAdaptor", "random search") for seed in settings["search_seeds"]]
-    jobs = [(search, {"kind": kind, "seed": seed, "settings": settings}) for kind, seed in kinds]
-    searched = [entry for history in measure(jobs, workers, "searches") for entry in history]
-    space = rank_space(settings)
-    searched += _uniform_under_search(space, settings)
-    chosen = _chosen(space, searched, settings)
-    pairs = [(which, seed) for which in chosen for seed in settings["report_seeds"]]
-    results = measure(
-        stage_jobs("recover", [_recovery(settings, ranks, seed) for (_, _, ranks), seed in pairs]), workers, "report"
-    )
-    rows = []
-    for ((allocator, which, ranks), seed), result in zip(pairs, results, strict=True):
-        row = {"allocator": allocator, "which": which, "ranks": " ".join(map(str, ranks)), "report_seed": seed}
-        kept = {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
-        rows.append({**row, "budget_used": space.used(ranks) / space.budget, **kept})
-    measured = {(tuple(entry["ranks"]), entry["search_seed"]) for entry in searched}
-    seconds = seconds_of([*results, *(stages.recover(**_recovery(settings, *which)) for which in measured)])
-    found = [{**entry, "ranks": " ".join(map(str, entry["ranks"]))} for entry in searched]
-    return {"rank_adaptor": rows, "rank_search": found}, seconds
-
-
-def _uniform_under_search(space: Any, settings: dict) -> list[dict]:
-    """The uniform rank on the search examples under each search's seed: what a search has to get below."""
-    from rules2ranks import allocation
-
-    ranks = allocation.uniform(space)
-    return [
-        {
-            **{"allocator": "uniform", "search_seed": seed, "order": 0, "ranks": ranks},
-            "measured": stages.recover(**_recovery(settings, ranks, seed)).metrics["search_loss"],
-            **{"predicted": None, "phase": "control"},
-        }
-        for seed in settings["search_seeds"]
-    ]
-
-
-def _recovery(settings: dict, ranks: Sequence[int], seed: int) -> dict[str, Any]:
-    """The parameters of one recovery."""
-    return {"pruned": settings["pruned"], "ranks": list(ranks), "seed": seed, **settings["recover"]}
-
-
-def _chosen(space: Any, searched: Sequence[dict], settings: dict) -> list[tuple[str, int | None, tuple[int, ...]]]:
-    """Who chose (with which search seed, where one did) and what: the controls, then the best of every search."""
-    from rules2ranks import allocation
-
-    drawn = allocation.random(space, settings["random"], seed=0)
-    chosen = [
-        ("uniform", None, allocation.uniform(space)),
-        ("ends high", None, allocation.ends_high(space)),
-        ("middle high", None, allocation.middle_high(space)),
-        *(("random vectors", k, ranks) for k, ranks in enumerate(drawn)),
-    ]
-    for kind in ("RankAdaptor", "random search"):
-        for seed in settings["search_seeds"]:
-            own = [e for e in searched if (e["allocator"], e["search_seed"]) == (kind, seed)]
-            chosen.append((kind, seed, tuple(min(own, key=lambda entry: entry["measured"])["ranks"])))
-    for seed in settings["search_seeds"]:
-        # The additive model sees what both searches of its seed have measured.
-        own = [e for e in searched if e["search_seed"] == seed and e["allocator"] != "uniform"]
-        seen = [(tuple(e["ranks"]), e["measured"]) for e in own]
-        chosen.append(("additive", seed, allocation.additive(space, *zip(*seen, strict=True))[0]))
-    return chosen
-
-
 def language_suite(settings: dict, workers: int) -> tuple[dict[str, list[dict]], float]:
     """Train the language-suite model anew and ship it: on request only, as all results on it would be new too."""
     (result,) = measure(stage_jobs("language", [settings]), 1, "language suite")
@@ -212,7 +111,8 @@ TABLES = {
     "edge_of_chaos": edge.edge_of_chaos,
     "edge_ablations": edge.edge_ablations,
     "compression": compression,
-    "rank_adaptor": rank_adaptor,
+    "rank_adaptor": rank_tables.rank_adaptor,
+    "rank_settings": rank_tables.rank_settings,
 }
 ON_REQUEST = {"language_suite": language_suite}
 

@@ -1,0 +1,227 @@
+"""What calibration batches show of a model: gradients, per-example gradients, and what goes into its matrices.
+
+Everything here leaves the model as it was, after an error too: modes, flags, gradients and hooks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+#: The mean loss over the examples of a batch. Whatever a batch is, this alone takes it apart.
+Loss = Callable[[nn.Module, Any], Tensor]
+#: Which positions of a batch count, boolean `(examples, positions)`: False for padding.
+Positions = Callable[[Any], Tensor]
+#: A forward hook: module, its arguments by place and by name, its output.
+Hook = Callable[[nn.Module, tuple, dict, Any], None]
+
+CHUNK = 2**24  # entries of per-example gradients that are held at once
+
+
+class Moments:
+    """Count, mean, variance and norm of what goes into a matrix: float64 tensors with one entry per input."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def add(self, inputs: Tensor) -> None:
+        """Take in `(positions, inputs)`."""
+        inputs = inputs.double()
+        self.count += len(inputs)
+        self.total = self.total + inputs.sum(0)
+        self.squares = self.squares + inputs.square().sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        """Sample variance (count − 1 in the denominator); 0 of a single position."""
+        return (self.squares - self.count * self.mean.square()).clamp_min(0) / max(self.count - 1, 1)
+
+    @property
+    def norm(self) -> Tensor:
+        """L2 norm over all positions."""
+        return self.squares.sqrt()
+
+
+def input_moments(
+    model: nn.Module,
+    modules: Sequence[nn.Module],
+    batches: Sequence[Any],
+    loss: Loss,
+    positions: Positions | None = None,
+) -> list[Moments]:
+    """Moments of the inputs of each module over all positions that count, of all batches."""
+    moments = {module: Moments() for module in modules}
+    mask = None
+
+    def see(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        moments[module].add(_counted(args[0], mask))
+
+    with evaluating(model), watching(modules, see), torch.no_grad():
+        for batch in batches:
+            mask = None if positions is None else positions(batch)
+            loss(model, batch)
+    return [moments[module] for module in modules]
+
+
+def angular_distances(
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    batches: Sequence[Any],
+    loss: Loss,
+    positions: Positions | None = None,
+) -> list[float]:
+    """arccos(cos(x, y))/π of what goes into a block and what comes out, the mean over all positions that count.
+
+    0: the block changes no direction, 1: it turns all of them round.
+    """
+    sums, count = dict.fromkeys(blocks, 0.0), dict.fromkeys(blocks, 0)
+    mask = None
+
+    def see(block: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        x = args[0] if args else kwargs["hidden_states"]
+        y = output[0] if isinstance(output, tuple) else output
+        # In float32 a cosine near 1 would not tell angles below 3e-4 apart.
+        cosine = torch.cosine_similarity(_counted(x, mask).double(), _counted(y, mask).double(), dim=-1).clamp(-1, 1)
+        sums[block] += (cosine.arccos() / torch.pi).sum().item()
+        count[block] += len(cosine)
+
+    with evaluating(model), watching(blocks, see), torch.no_grad():
+        for batch in batches:
+            mask = None if positions is None else positions(batch)
+            loss(model, batch)
+    return [sums[block] / count[block] for block in blocks]
+
+
+def mean_gradients(model: nn.Module, tensors: Sequence[Tensor], batches: Sequence[Any], loss: Loss) -> list[Tensor]:
+    """Gradient of the mean loss over the batches, in float32."""
+    sums = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in tensors]
+    with evaluating(model), differentiable(tensors):
+        for batch in batches:
+            for total, gradient in zip(sums, torch.autograd.grad(loss(model, batch), tensors), strict=True):
+                total += gradient
+    return [total / len(batches) for total in sums]
+
+
+def example_gradients(
+    model: nn.Module, parameters: Sequence[tuple[nn.Module, str]], batches: Sequence[Any], loss: Loss
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Mean gradient over the batches, and mean square over all examples of each example's own gradient, in float32.
+
+    An example's gradient is that of its share of the batch's loss, times the number of examples. Where `loss` is the
+    mean of the examples' losses, this is the gradient of the example's loss. One backward pass for a batch gives all of
+    them, as a matrix's gradient is the product of the gradient of its outputs and of its inputs, example by example.
+
+    `parameters` are weights and biases of Linear and Conv1D modules, as (module, name).
+
+    Raises:
+        ValueError: a matrix does not see `(examples, positions, inputs)` with as many examples as the others.
+    """
+    tensors = [getattr(module, name) for module, name in parameters]
+    modules = list(dict.fromkeys(module for module, _ in parameters))
+    means, squares = ([torch.zeros_like(tensor, dtype=torch.float32) for tensor in tensors] for _ in range(2))
+    examples = 0
+    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+
+    def see(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+        seen[module].append((args[0].detach(), output))
+
+    with evaluating(model), differentiable(tensors), watching(modules, see):
+        for batch in batches:
+            seen.update((module, []) for module in modules)
+            factors, size = _factors(loss(model, batch), seen)
+            for (module, name), mean, square in zip(parameters, means, squares, strict=True):
+                for share in _shares(module, name, *factors[module]):
+                    mean += share.sum(0)
+                    square += (size * share).square().sum(0)
+            examples += size
+    return [mean / len(batches) for mean in means], [square / examples for square in squares]
+
+
+def _factors(
+    value: Tensor, seen: dict[nn.Module, list[tuple[Tensor, Tensor]]]
+) -> tuple[dict[nn.Module, tuple[Tensor, Tensor]], int]:
+    """Per module its inputs and the gradient of its outputs, `(examples, positions, width)`; and how many examples."""
+    gradients = iter(torch.autograd.grad(value, [output for calls in seen.values() for _, output in calls]))
+    shapes = {tuple(x.shape[:-2]) for calls in seen.values() for x, _ in calls}
+    if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+        raise ValueError(
+            "per-example gradients need every matrix to see (examples, positions, inputs) with the same examples, "
+            f"got {sorted(shapes)} before positions and inputs"
+        )
+    factors = {
+        # What several calls of a module add to its gradient adds up as several positions do.
+        module: tuple(
+            torch.cat(part, 1).float() for part in zip(*((x, next(gradients)) for x, _ in calls), strict=True)
+        )
+        for module, calls in seen.items()
+    }
+    return factors, shapes.pop()[0]
+
+
+def _shares(module: nn.Module, name: str, inputs: Tensor, gradient: Tensor) -> Iterator[Tensor]:
+    """Each example's share of a parameter's gradient, `(some examples, *parameter)`, a chunk at a time."""
+    if name == "bias":
+        yield gradient.sum(1)
+        return
+    step = max(1, CHUNK // getattr(module, name).numel())
+    for x, dy in zip(inputs.split(step), gradient.split(step), strict=True):
+        yield x.mT @ dy if isinstance(module, Conv1D) else dy.mT @ x
+
+
+def _counted(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The positions of `(examples, positions, width)` that count: `(n, width)`."""
+    if mask is None:
+        return x.flatten(0, -2)
+    if mask.dtype != torch.bool or mask.shape != x.shape[:-1]:
+        raise ValueError(
+            f"positions must be boolean and of the shape {tuple(x.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}"
+        )
+    return x[mask]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside (no dropout), every module's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def differentiable(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients can be asked for inside, of frozen tensors too; their flags are as before afterwards."""
+    flags = [tensor.requires_grad for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for tensor, flag in zip(tensors, flags, strict=True):
+            tensor.requires_grad_(flag)
+
+
+@contextmanager
+def watching(modules: Sequence[nn.Module], hook: Hook) -> Iterator[None]:
+    """Call `hook` after each of the modules has run, inside only."""
+    handles = []
+    try:
+        for module in modules:
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,38 @@
+"""Structured pruning of decoders: which groups go, cutting them out, and files that load again in the pruned shapes.
+
+    scores = importance(model, batches, loss, "taylor")
+    pruned = prune(model, 0.3, scores, spread="global", protect=(1, 1))
+    save_pruned(pruned, folder)
+    pruned = load_pruned(folder)
+
+`importance` scores the coupled groups, `plan` chooses which stay (`prune` with a ratio calls it), `prune` slices. A
+ratio is always the share of the whole model's parameters that is removed.
+"""
+
+from rules2ranks.decoders import add_biases, decoder_layers, groups, outputs, resize, sizes
+from rules2ranks.importance import Means, Scores, block_importance, importance, input_means
+from rules2ranks.pruning.files import load_pruned, save_pruned
+from rules2ranks.pruning.plans import Kept, Plan, plan
+from rules2ranks.pruning.slicing import mask, prune, report
+
+__all__ = [
+    "Kept",
+    "Means",
+    "Plan",
+    "Scores",
+    "add_biases",
+    "block_importance",
+    "decoder_layers",
+    "groups",
+    "importance",
+    "input_means",
+    "load_pruned",
+    "mask",
+    "outputs",
+    "plan",
+    "prune",
+    "report",
+    "resize",
+    "save_pruned",
+    "sizes",
+]

@@ -1,0 +1,136 @@
+"""Pruned models on disk: weights as safetensors, and the sizes and new biases that `config.json` cannot say."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rules2ranks.decoders import add_biases, outputs, resize, sizes
+from rules2ranks.models import parameter_count
+
+FORMAT = 1
+NAMES = ("config.json", "pruning.json", "model.safetensors")
+
+
+def save_pruned(model: nn.Module, folder: str | Path) -> None:
+    """Write `model.safetensors`, the model's own `config.json`, and `pruning.json`.
+
+    The last names the sizes of every layer and the matrices that got a bias from compensation.
+
+    Raises:
+        ValueError: not a transformers model: save `sizes(model)` and the weights, and load them after `resize`.
+    """
+    if not isinstance(model, transformers.PreTrainedModel):
+        raise ValueError(
+            f"expected a transformers model, got {type(model).__name__}: merge an adapter first; "
+            "of any other module save its sizes and its weights"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights_of(model).items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    whole = _unpruned(config, "meta")
+    without = {name for name, module in outputs(whole).items() if module.bias is None}
+    about = {
+        "format": FORMAT,
+        "parameters": parameter_count(model),
+        "ratio_removed": 1 - parameter_count(model) / parameter_count(whole),
+        "layers": sizes(model),
+        "biases": [name for name, module in outputs(model).items() if name in without and module.bias is not None],
+    }
+    (folder / "pruning.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def load_pruned(folder: str | Path, *, attn_implementation: str | None = None) -> transformers.PreTrainedModel:
+    """The model that `save_pruned` wrote, bit for bit, in eval mode.
+
+    Raises:
+        ValueError: a file is missing or damaged, or a tensor's name, shape or type is not the one that `config.json`
+            and `pruning.json` call for; nothing is loaded in part.
+    """
+    folder = Path(folder)
+    for name in NAMES:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}: expected a folder that save_pruned wrote")
+    about = _read_about(folder / "pruning.json")
+    try:
+        weights = load_file(folder / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}") from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except OSError as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
+    model = resize(_unpruned(config, "cpu", attn_implementation), about["layers"])
+    add_biases(model, about["biases"])
+    _check_weights(weights_of(model), weights)
+    # A tied tensor is in the file once; its other name shares the memory that is filled here.
+    model.load_state_dict(weights, strict=False)
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model.eval()
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state by name, a tensor that has two names (tied embeddings) under the first only."""
+    seen: set[int] = set()
+    state = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            state[name] = tensor
+    return state
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """`pruning.json`, with `layers` and `biases` as lists."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        found = about.get("format") if isinstance(about, dict) else about
+        raise ValueError(f"pruning.json has format {found}, this version reads {FORMAT}")
+    about.setdefault("biases", [])  # not named before there was bias compensation
+    for key in ("layers", "biases"):
+        if not isinstance(about.get(key), list):
+            raise ValueError(f"{path} needs a list of {key}, got {about.get(key)}")
+    return about
+
+
+def _check_weights(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
+    wrong = []
+    for name in sorted(expected.keys() | got.keys()):
+        want, have = (
+            f"{tuple(state[name].shape)} {state[name].dtype}" if name in state else "no such tensor"
+            for state in (expected, got)
+        )
+        if want != have:
+            wrong.append(f"{name}: the model needs {want}, the file has {have}")
+    if wrong:
+        raise ValueError("the weights do not fit the model, nothing was loaded:\n" + "\n".join(wrong))
+
+
+def _unpruned(
+    config: transformers.PretrainedConfig, device: str, attn_implementation: str | None = None
+) -> transformers.PreTrainedModel:
+    """A model of the shapes that `config` states; its random start does not touch the caller's random state."""
+    name = (config.architectures or ["none"])[0]
+    kind = getattr(transformers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise ValueError(f"config.json names the architecture {name}, which transformers does not have")
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        return kind._from_config(copy.deepcopy(config), **options)

@@ -1,0 +1,130 @@
+"""Cutting groups out of a model, or writing zeros in their place, with or without bias compensation."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from rules2ranks.decoders import give_bias, groups, keep
+from rules2ranks.importance import Means, Scores
+from rules2ranks.models import parameter_count
+from rules2ranks.pruning.files import weights_of
+from rules2ranks.pruning.plans import Plan, Spread, others
+from rules2ranks.pruning.plans import plan as make_plan
+
+
+def prune(
+    model: nn.Module,
+    ratio: float | Plan,
+    scores: Scores | None = None,
+    *,
+    spread: Spread = "uniform",
+    protect: tuple[int, int] = (0, 0),
+    blocks: Sequence[float] | None = None,
+    standardise: bool = False,
+    means: Means | None = None,
+) -> nn.Module:
+    """A sliced copy of `model`, which stays as it is: `ratio` of its parameters gone, the least important groups.
+
+        scores = importance(model, batches, loss, "flap")
+        pruned = prune(model, 0.3, scores, spread="global", standardise=True, means=scores.means)
+
+    or, to look at a plan before: `prune(model, plan(model, scores, 0.3, spread="global"))`. The outputs are those of
+    `mask` with the same plan and means.
+
+    With `means`, each output matrix W (o_proj, down_proj) that loses inputs j gets Σ_j W_:j·mean(X_j) added to its
+    bias, made if there is none: FLAP's bias compensation (arXiv 2312.11983), by which the mean of its output stays what
+    it was as long as its inputs do. New biases are not counted in the ratio; `report` counts them.
+
+    Args:
+        ratio: in (0, 1), with `scores` and the other arguments of `plan`; or a `Plan`, which needs none of them.
+        means: of the unpruned model, from `input_means`, or `scores.means` of `flap` and `wanda-sp`.
+
+    Raises:
+        ValueError: as `plan`; a ratio without scores, a plan with them; a plan or means made for other shapes.
+    """
+    if not isinstance(ratio, Plan):
+        if scores is None:
+            raise ValueError("a ratio needs the scores of the groups (see importance); a plan does not")
+        ratio = make_plan(model, scores, ratio, spread=spread, protect=protect, blocks=blocks, standardise=standardise)
+    elif scores is not None:
+        raise ValueError("a plan says already which groups stay: pass scores with a ratio only")
+    _check(model, ratio, means)
+    pruned = copy.deepcopy(model)
+    if means is not None:
+        _compensate(pruned, ratio, means)
+    return keep(pruned, [(kept.attention, kept.channels) for kept in ratio.layers])
+
+
+@torch.no_grad()
+def mask(model: nn.Module, plan: Plan, *, means: Means | None = None) -> nn.Module:
+    """A copy of `model` in its full shapes, with zeros in every weight that `prune` would remove; same compensation.
+
+    Raises:
+        ValueError: the plan or the means were made for other shapes.
+    """
+    _check(model, plan, means)
+    masked = copy.deepcopy(model)
+    if means is not None:
+        _compensate(masked, plan, means)
+    for layer, kept in zip(groups(masked), plan.layers, strict=True):
+        for part, chosen in zip(layer.parts, (kept.attention, kept.channels), strict=True):
+            for c in part.coupled:
+                c.tensor.index_fill_(c.dim, part.index(c, others(chosen, part.count)), 0)
+    return masked
+
+
+def report(before: nn.Module, after: nn.Module) -> dict[str, float]:
+    """What pruning removed, counted.
+
+    FLOPs per token are two per entry of every matrix that a token is multiplied by (output head included, look-ups and
+    the attention products, which depend on the length, not); bytes are those of the tensors in a weights file.
+    """
+    rows = {}
+    for when, model in (("before", before), ("after", after)):
+        matrices = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
+        rows[f"parameters_{when}"] = parameter_count(model)
+        rows[f"flops_per_token_{when}"] = 2 * sum(module.weight.numel() for module in matrices)
+        rows[f"bytes_{when}"] = sum(tensor.numel() * tensor.element_size() for tensor in weights_of(model).values())
+    for what in ("parameters", "flops_per_token", "bytes"):
+        rows[f"{what}_removed"] = 1 - rows[f"{what}_after"] / rows[f"{what}_before"]
+    return rows
+
+
+@torch.no_grad()
+def _compensate(model: nn.Module, plan: Plan, means: Means) -> None:
+    """Add to the biases of the output matrices, in place, what the inputs that are to go give on average."""
+    for layer, kept, of_layer in zip(groups(model), plan.layers, _pairs(means), strict=True):
+        for part, chosen, mean in zip(layer.parts, (kept.attention, kept.channels), of_layer, strict=True):
+            if gone := others(chosen, part.count):
+                output = part.output
+                index = part.index(output, gone)
+                columns = output.tensor.index_select(output.dim, index).movedim(output.dim, 0).double()
+                added = mean.to(index.device)[index] @ columns
+                give_bias(output.module)
+                output.module.bias += added.to(output.module.bias.dtype)
+
+
+def _pairs(means: Means) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(means.attention, means.channels, strict=True))
+
+
+def _check(model: nn.Module, plan: Plan, means: Means | None) -> None:
+    layers = groups(model)
+    expected = [(layer.attention.count, layer.channels.count) for layer in layers]
+    got = [(kept.attention_groups_before, kept.channels_before) for kept in plan.layers]
+    if got != expected:
+        raise ValueError(f"the plan is for layers of (attention groups, channels) {got}, the model has {expected}")
+    for number, kept in enumerate(plan.layers):
+        for chosen, count in ((kept.attention, kept.attention_groups_before), (kept.channels, kept.channels_before)):
+            if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= count:
+                raise ValueError(
+                    f"layer {number}: expected ascending numbers from 0 to {count - 1}, at least one, got {chosen}"
+                )
+    if means is not None:
+        inputs = [tuple(part.output.tensor.shape[part.output.dim] for part in layer.parts) for layer in layers]
+        given = [(len(attention), len(channels)) for attention, channels in _pairs(means)]
+        if given != inputs:
+            raise ValueError(f"the means are for output matrices of {given} inputs, the model has {inputs}")
