@@ -9,12 +9,13 @@ Rows = list[dict[str, Any]]
 
 
 class Chosen(NamedTuple):
-    """A rank vector (as `recover` takes it), who chose it, and with which search seed or as which of several."""
+    """A rank vector (as `recover` takes it), who chose it, with which search seed or as which of several, and what
+    else its recoveries take."""
 
     allocator: str
     which: int | None
     ranks: Any
-    method: str = "lora"
+    method: dict[str, Any]
 
 
 def table(name: str, settings: dict, workers: int) -> tuple[dict[str, Rows], float]:
@@ -118,15 +119,16 @@ def _choices(problem: Any, searched: Rows, own: dict) -> list[Chosen]:
     chosen = []
     for kind in own["controls"]:
         vectors = problem.control(kind, own["random"])
-        chosen += [Chosen(kind, k if len(vectors) > 1 else None, ranks) for k, ranks in enumerate(vectors)]
+        chosen += [Chosen(kind, k if len(vectors) > 1 else None, ranks, {}) for k, ranks in enumerate(vectors)]
     for kind in own["searchers"]:
         for seed in own["search_seeds"]:
             entries = [e for e in searched if (e["allocator"], e["search_seed"]) == (kind, seed)]
             # The additive model's own choice is the last of its history; the others return the best they measured.
             best = entries[-1] if kind == "additive" else min(entries, key=lambda entry: entry["measured"])
-            chosen.append(Chosen(kind, seed, read_ranks(best["ranks"])))
+            chosen.append(Chosen(kind, seed, read_ranks(best["ranks"]), {}))
     rank = problem.question.mean_rank
-    return chosen + [Chosen(f"uniform, {method}", None, rank, method) for method in own.get("methods", [])]
+    methods = own.get("methods", {})
+    return chosen + [Chosen(f"uniform, {name}", None, rank, {"method": name, **how}) for name, how in methods.items()]
 
 
 def _row(problem: Any, choice: Chosen, seed: int, result: runs.Result) -> dict[str, Any]:
