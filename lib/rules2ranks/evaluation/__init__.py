@@ -1,6 +1,7 @@
 """Scores over rules and seeds, and how sure one may be of what they show.
 
-`intervals` gives means and paired differences with bootstrap intervals; `correlations` relates rules' complexity to
+`intervals` gives means and paired differences with bootstrap intervals; `variance` what varies with what, and the
+smallest effect that could be seen; `correlations` relates rules' complexity to
 their scores, with and without controls; `sweet_spot` asks whether a score rises and then falls; `survival` treats the
 steps until something was learnt, and the failures before the right answer; `benchmarks` is a bridge to lm-eval.
 
@@ -20,6 +21,7 @@ from rules2ranks.evaluation.survival import (
     time_to_reach,
 )
 from rules2ranks.evaluation.sweet_spot import Quadratic, TwoLines, quadratic, two_lines
+from rules2ranks.evaluation.variance import TwoWay, smallest_effect, two_way
 
 __all__ = [
     "Benchmark",
@@ -31,6 +33,7 @@ __all__ = [
     "SurvivalGame",
     "TimeToReach",
     "TwoLines",
+    "TwoWay",
     "benchmark",
     "correlation",
     "failures",
@@ -41,7 +44,9 @@ __all__ = [
     "parametric_fits",
     "partial_correlation",
     "quadratic",
+    "smallest_effect",
     "survival_game",
     "time_to_reach",
     "two_lines",
+    "two_way",
 ]

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+
+#: The seven tasks that LLM-Pruner and its family report, by lm-eval's names.
+SEVEN = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+_PACKAGES = ("lm_eval", "datasets", "transformers", "tokenizers", "torch")
 
 
 class Benchmark(NamedTuple):
@@ -18,11 +24,49 @@ class Benchmark(NamedTuple):
     versions: dict[str, str]
 
 
+def load_tasks(tasks: Sequence[str | dict[str, Any]], task_folder: str | Path | None = None) -> list[Any]:
+    """lm-eval's tasks with their data, by their names or from task configurations; `task_folder` holds further ones.
+
+    Raises:
+        ImportError: the extra ``llm`` is not installed.
+        ValueError: no tasks, or one that lm-eval does not know.
+        OSError: their data are neither in the cache nor to be fetched: says what to fetch, and how. Within seconds
+            where the hub cannot be reached.
+    """
+    if isinstance(tasks, str) or not tasks:
+        raise ValueError(f"tasks must be a list with at least one task, got {tasks!r}")
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ImportError(
+            "the public benchmarks need lm-eval: pip install -e '.[llm]' in the project's folder"
+        ) from error
+    if task_folder is not None and not Path(task_folder).is_dir():
+        raise ValueError(f"there is no folder of tasks {Path(task_folder).absolute()}")
+    manager = TaskManager(include_path=None if task_folder is None else str(task_folder))
+    if unknown := [name for name in tasks if isinstance(name, str) and name not in manager.all_tasks]:
+        raise ValueError(f"lm-eval knows no task {', '.join(unknown)}; the papers' seven are {', '.join(SEVEN)}")
+    try:
+        with _without_waiting():
+            return list(manager.load(list(tasks))["tasks"].values())
+    except OSError as error:
+        names = [name for name in tasks if isinstance(name, str)]
+        entries = (manager.task_index[name] for name in names)
+        data = sorted({entry.cfg["dataset_path"] for entry in entries if entry.cfg and "dataset_path" in entry.cfg})
+        raise OSError(
+            f"the data of {', '.join(names)} cannot be had: {error}.\n"
+            f"Where the hub can be reached: lm-eval run --model dummy --limit 1 --tasks {' '.join(names)}\n"
+            f"It fetches {', '.join(data) or 'them'} into the folder ~/.cache/huggingface (or HF_HOME): bring that "
+            "folder here, and set HF_HUB_OFFLINE=1."
+        ) from error
+
+
 def benchmark(
     model: Any,
     tokenizer: Any,
     tasks: Sequence[str | dict[str, Any]],
     *,
+    task_folder: str | Path | None = None,
     fewshot: int | None = None,
     limit: int | None = None,
     batch_size: int = 8,
@@ -30,23 +74,24 @@ def benchmark(
 ) -> Benchmark:
     """Public language-model benchmarks through lm-eval, on a transformers model in memory (pruned or not).
 
-    `tasks` are lm-eval's names or task configurations; `fewshot` None leaves each task's own number; `limit` takes
-    the first examples only; `seed` draws the few-shot examples. Both acc and acc_norm (likelihood per character of
-    the answer) are returned, NaN where a task does not define one. The model stays where it is, in evaluation mode.
-    Raises ValueError for no tasks, ImportError without the extra ``llm``.
+    `tasks` are lm-eval's names, task configurations, or what `load_tasks` gave; `fewshot` None leaves each task's own
+    number; `limit` takes the first examples only; `seed` draws the few-shot examples. Both acc and acc_norm (likelihood
+    per character of the answer) are returned, NaN where a task does not define one. The model stays where it is, in
+    evaluation mode.
+
+    Raises:
+        As `load_tasks`.
     """
-    if isinstance(tasks, str) or not tasks:
-        raise ValueError(f"tasks must be a list with at least one task, got {tasks!r}")
-    try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-    except ImportError as error:
-        raise ImportError(
-            "the public benchmarks need lm-eval: pip install -e '.[llm]' in the project's folder"
-        ) from error
+    if isinstance(tasks, str) or not tasks or any(isinstance(task, str | dict) for task in tasks):
+        tasks = load_tasks(tasks, task_folder)
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
     results = lm_eval.simple_evaluate(
         HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch_size),
         tasks=list(tasks),
+        task_manager=TaskManager(include_defaults=False),  # the tasks are loaded
         num_fewshot=fewshot,
         limit=limit,
         log_samples=False,
@@ -67,10 +112,30 @@ def benchmark(
         for name, scores in results["results"].items()
         if name in results["n-samples"]
     }
-    versions = {package: metadata.version(package) for package in ("lm_eval", "transformers", "torch")}
+    versions = {package: metadata.version(package) for package in _PACKAGES}
     return Benchmark(pd.DataFrame.from_dict(rows, orient="index").rename_axis("task"), versions)
 
 
 def _number(value: Any) -> float:
     """lm-eval writes a standard error that it cannot tell as the text "N/A"."""
     return float(value) if isinstance(value, int | float) else math.nan
+
+
+@contextmanager
+def _without_waiting() -> Iterator[None]:
+    """Take data from the cache at once where the hub does not answer: by themselves the libraries retry for long."""
+    import datasets
+    import huggingface_hub
+
+    from rules2ranks import checkpoints
+
+    switches = [(datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE")]
+    before = [getattr(*switch) for switch in switches]
+    offline = not checkpoints.hub_answers()
+    try:
+        for switch, value in zip(switches, before, strict=True):
+            setattr(*switch, offline or value)
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            setattr(*switch, value)
