@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from rules2ranks import runs, stages, training
 from rules2ranks.runs import ParameterError, Result
-from rules2ranks.stages import edge, inspecting, learning, many, reference, subjects, transfer
+from rules2ranks.stages import edge, inspecting, learning, many, rank_tables, reference, subjects, transfer
 from rules2ranks.tasks import chess
 
 over_processes = many.measure  # before the fixture below puts another in its place
@@ -53,7 +53,7 @@ def in_process(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RULES2RANKS_RUNS", str(tmp_path_factory.mktemp("runs")))
-        for module in (many, edge, reference):
+        for module in (many, edge, rank_tables, reference):
             patch.setattr(module, "measure", one_by_one)
         patch.setattr(subjects, "HELD_OUT", 70)
         patch.setattr(transfer, "validation_draw", lambda seed: (12, learning.draw_seed(seed, 1, 0), "validation"))
@@ -263,20 +263,33 @@ def test_a_gpu_trains_as_many_side_by_side_as_fit(monkeypatch, shape, at_once):
 
 # --- the shipped entry point ------------------------------------------------------------------------------------
 
+RANKS = {
+    "pruned": {"ratio": 0.5, "spread": "uniform"},
+    "mean_rank": 2,
+    "recover": {"steps": 2, "examples": 56},
+    "controls": ["uniform", "uniform, twice the rank", "random vectors", "CFSP"],
+    "random": 2,
+    "searchers": ["RankAdaptor", "random search", "additive"],
+    "offline": 2,
+    "rounds": 1,
+    "candidates": 4,
+    "search_seeds": [0],
+    "report_seeds": [7],
+}
 ALL = {
     "edge_of_chaos": CHAOS,
     "edge_ablations": ABLATIONS,
     "compression": {"rules": [204], "seeds": [0], "pretrain": TINY, "fragility": {"ratios": [0.3]}},
-    "rank_adaptor": {
-        "pruned": {"ratio": 0.5, "spread": "uniform"},
-        "mean_rank": 2,
-        "recover": {"steps": 2, "examples": 56},
-        "offline": 2,
-        "rounds": 1,
-        "candidates": 4,
-        "search_seeds": [0],
-        "report_seeds": [7],
-        "random": 2,
+    "rank_adaptor": RANKS | {"settings": {"50 %": {}}, "methods": {"pissa": {"lr": 1e-3}}},
+    "rank_settings": RANKS | {"settings": {"per kind": {"per": "kind"}}, "searchers": ["additive"]},
+    "recovery_rates": {
+        "pruned": RANKS["pruned"],
+        "ranks": [2],
+        "rank": 2,
+        "methods": [],
+        "rates": [1e-2],
+        "more": [],
+        "seeds": [0],
     },
 }
 
@@ -298,14 +311,18 @@ def test_every_table_is_written_with_its_note(tmp_path: Path, monkeypatch):
     assert reference.read("edge_ablations").table.legal.notna().sum() == 5
     assert reference.read("compression").table.ratio.tolist() == [0, 0.3]
     report = reference.read("rank_adaptor").table
-    assert set(report.allocator) == {
-        *("uniform", "ends high", "middle high", "random vectors", "RankAdaptor", "random search", "additive")
-    }
-    assert (report.budget_used <= 1).all()
-    searched = reference.read("rank_search").table
-    assert searched.groupby("allocator").size().to_dict() == {"RankAdaptor": 3, "random search": 3, "uniform": 1}
+    assert sorted(report.allocator) == sorted(
+        [*RANKS["controls"], "random vectors", *RANKS["searchers"], "uniform, pissa"]
+    )
+    equal = report[report.allocator != "uniform, twice the rank"]
+    assert (equal.trained_parameters <= report[report.allocator == "uniform"].trained_parameters.item()).all()
+    searched = reference.read("rank_adaptor_search").table
+    sizes = {"RankAdaptor": 3, "random search": 3, "additive": 4, "uniform": 1}
+    assert searched.groupby("allocator").size().to_dict() == sizes
     assert np.isfinite(searched.measured).all()
-    assert json.loads((tmp_path / "rank_search.json").read_text())["rows"] == 7
+    assert json.loads((tmp_path / "rank_adaptor_search.json").read_text())["rows"] == 11
+    assert reference.read("recovery_rates").table.search_loss.between(0, 1).all()
+    assert "q_proj=" in reference.read("rank_settings").table.query("allocator == 'additive'").ranks.item()
 
 
 def test_another_profile_has_files_of_its_own_and_only_its_tables(tmp_path, monkeypatch, capsys):

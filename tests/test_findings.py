@@ -82,23 +82,6 @@ def test_what_is_kept_is_on_each_rules_own_scale():
     assert area.loc[110, 0] == pytest.approx(curve.kept.mean())
 
 
-def test_differences_to_uniform_are_paired_by_seed():
-    table, _ = reference.read("rank_adaptor")
-    wide = table.groupby(["allocator", "report_seed"]).loss.mean().unstack(0)
-    found = findings.against_uniform("loss")
-    assert set(found) == set(wide.columns) - {"uniform"}
-    for name, paired in found.items():
-        assert paired.estimate == pytest.approx((wide[name] - wide["uniform"]).mean(), abs=1e-12)
-        assert paired.n == len(wide)
-
-
-def test_every_rank_vector_of_the_report_keeps_to_the_budget():
-    table, _ = reference.read("rank_adaptor")
-    limit = table[table.allocator == "uniform"].trained_parameters.iloc[0]
-    assert (table.trained_parameters <= limit).all()
-    assert (table.budget_used >= 0.985).all()
-
-
 def test_the_scorecard_says_what_was_not_run():
     card = findings.scorecard()
     assert card.index.is_unique

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from rules2ranks import evaluation
-from rules2ranks.stages import reference
+from rules2ranks.stages import rank_tables, reference
 
 TABLES = ("rank_adaptor", "rank_settings")
 #: Not at equal parameters: it shows what more rank would bring.
@@ -111,3 +111,36 @@ def spread_of_vectors(table: str = "rank_adaptor") -> pd.DataFrame:
         rows[setting] = [len(wide), *found, found.explained]
     columns = ["vectors", "sd of vectors", "sd of seeds", "noise", "F", "p", "ceiling"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("setting")
+
+
+def explained(table: str = "rank_adaptor") -> pd.DataFrame:
+    """How much of the loss a model explains on rank vectors that it has not seen: five-fold cross-validated R².
+
+    A row for each (setting, search seed), over the random vectors that were measured under that seed; RankAdaptor's
+    MLP, and the additive concave model.
+    """
+    from rules2ranks import allocation  # brings torch along, which who only reads tables does not need
+
+    def mlp(train, values, test):
+        return allocation.PerformanceModel(int(np.max(train))).fit(train, values, seed=0).predict(test)
+
+    def additive(train, values, test):
+        return allocation.AdditiveModel.fit(train, values).predict(test)
+
+    searched, _ = reference.read(f"{table}_search")
+    drawn = searched[searched.phase.isin(["random", "offline"])].drop_duplicates(["setting", "search_seed", "ranks"])
+    rows = {}
+    for (setting, seed), part in drawn.groupby(["setting", "search_seed"], sort=False):
+        vectors, scores = _vectors(part.ranks), part.measured.tolist()
+        r2 = [allocation.cross_validated_r2(fit, vectors, scores, folds=5, seed=0) for fit in (mlp, additive)]
+        rows[setting, seed] = [len(vectors), *r2]
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=["vectors", "five-layer MLP", "additive concave"])
+    found.index = pd.MultiIndex.from_tuples(found.index, names=["setting", "search seed"])
+    return found.astype({"vectors": int})
+
+
+def _vectors(written: pd.Series) -> list[tuple[int, ...]]:
+    """Rank vectors of one length: by layer, or by every matrix that some vector names."""
+    read = [rank_tables.read_ranks(text) for text in written]
+    names = sorted({name for ranks in read if isinstance(ranks, dict) for name in ranks})
+    return [tuple(ranks.get(name, 0) for name in names) if isinstance(ranks, dict) else tuple(ranks) for ranks in read]

@@ -33,9 +33,7 @@ def table(name: str, settings: dict, workers: int) -> tuple[dict[str, Rows], flo
         for choice in _choices(problems[setting], searched[setting], own)
         for seed in own["report_seeds"]
     ]
-    jobs = [
-        problems[setting].recovery(choice.ranks, seed) | {"method": choice.method} for setting, choice, seed in asked
-    ]
+    jobs = [problems[setting].recovery(choice.ranks, seed) | choice.method for setting, choice, seed in asked]
     results = measure(stage_jobs("recover", jobs), workers, "report")
     rows = [
         {"setting": setting, **_row(problems[setting], choice, seed, result)}
@@ -44,6 +42,25 @@ def table(name: str, settings: dict, workers: int) -> tuple[dict[str, Rows], flo
     history = [row for setting in searched for row in searched[setting]]
     found = [_found(problems[row["setting"]], row) for row in history]
     return {name: rows, f"{name}_search": history}, seconds_of([*results, *found])
+
+
+def recovery_rates(settings: dict, workers: int) -> tuple[dict[str, Rows], float]:
+    """What the learning rates were chosen by: uniform ranks and methods at several rates, on the search's examples."""
+    kinds = [("lora", rank, settings["rates"]) for rank in settings["ranks"]]
+    kinds += [(method, settings["rank"], settings["rates"] + settings["more"]) for method in settings["methods"]]
+    asked = [
+        {"pruned": settings["pruned"], "method": method, "ranks": rank, "lr": rate, "seed": seed}
+        for method, rank, rates in kinds
+        for rate in rates
+        for seed in settings["seeds"]
+    ]
+    results = measure(stage_jobs("recover", asked), workers, "learning rates")
+    rows = [
+        {name: job[name] for name in ("method", "ranks", "lr", "seed")}
+        | {name: result.metrics[name] for name in ("search_loss", "search_accuracy", "search_kl")}
+        for job, result in zip(asked, results, strict=True)
+    ]
+    return {"recovery_rates": rows}, seconds_of(results)
 
 
 def _settings(settings: dict) -> dict[str, dict]:

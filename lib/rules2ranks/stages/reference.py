@@ -113,6 +113,7 @@ TABLES = {
     "compression": compression,
     "rank_adaptor": rank_tables.rank_adaptor,
     "rank_settings": rank_tables.rank_settings,
+    "recovery_rates": rank_tables.recovery_rates,
 }
 ON_REQUEST = {"language_suite": language_suite}
 
