@@ -57,9 +57,11 @@ refresh: $(STAMP) ## execute the notebooks, write their outputs back without tim
 	@$(RUN_ENV) python workflow/refresh.py $(NOTEBOOKS)
 	@$(RUN_ENV) python workflow/readme.py
 
-bench: $(STAMP) ## measure kernels and training beside other packages, into data/reference/bench*.csv
+bench: $(STAMP) ## measure kernels, training, recovery and what pruning saves, into data/reference/bench*.csv
 	@$(RUN_ENV) python tests/bench/kernels.py
 	@$(RUN_ENV) python tests/bench/training.py
+	@$(RUN_ENV) python tests/bench/recovery.py
+	@$(RUN_ENV) python tests/bench/pruning.py
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@PATH="$(BIN):$$PATH" jupyter lab --notebook-dir=notebooks

@@ -1,12 +1,17 @@
-"""The bridge to lm-eval on a local task, a tiny random Llama, pruned too, and a tokenizer made on the spot."""
+"""The bridge to lm-eval on local tasks, a tiny random Llama, pruned too, and a tokenizer made on the spot."""
 
+import copy
+import json
 import sys
+import time
 
 import pandas as pd
 import pytest
 import torch
 
-from rules2ranks.evaluation import benchmark
+from rules2ranks import checkpoints
+from rules2ranks.evaluation import benchmark, benchmarks
+from rules2ranks.runs import ParameterError
 
 WORDS = ("<unk>", "<s>", "</s>", *"the sky is blue green sum of one and two three four".split())
 QUESTIONS = [
@@ -91,12 +96,17 @@ def test_both_scores_are_those_counted_by_hand(tokenizer, kept):
     assert torch.equal(before, torch.random.get_rng_state())
     assert result.scores.loc["tiny", ["acc", "acc_norm"]].to_dict() == by_hand(model, tokenizer)
     assert result.scores.loc["tiny", ["n", "fewshot", "version"]].tolist() == [4, 0, "2.0"]
-    assert set(result.versions) == {"lm_eval", "transformers", "torch"}
+    assert set(result.versions) == {"lm_eval", "datasets", "transformers", "tokenizers", "torch"}
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.bos_token = tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="the tokenizer has neither a start nor an end token"):
+        benchmark(model, tokenizer, [task])
     assert isinstance(result.scores, pd.DataFrame) and result.scores.index.name == "task"
 
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    for name in ("lm_eval", "lm_eval.tasks"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"pip install -e '\.\[llm\]'"):
         benchmark(None, None, ["boolq"])
 
@@ -105,3 +115,117 @@ def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
 def test_tasks_must_be_a_list_with_something_in_it(tasks):
     with pytest.raises(ValueError, match="tasks must be a list with at least one task"):
         benchmark(None, None, tasks)
+
+
+@pytest.mark.slow
+def test_data_that_cannot_be_had_are_told_with_what_fetches_them(monkeypatch):
+    pytest.importorskip("lm_eval", reason="the extra llm is not installed")
+    import datasets
+    import huggingface_hub
+
+    switches = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(checkpoints, "hub_answers", lambda: False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "nowhere")
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with pytest.raises(OSError, match=r"the data of boolq, arc_easy cannot be had: ") as told:
+        benchmarks.load_tasks(["boolq", "arc_easy"])
+    assert sum(waited) < 1, "retried, though the hub does not answer"
+    assert "lm-eval run --model dummy --limit 1 --tasks boolq arc_easy\n" in str(told.value)
+    assert "fetches allenai/ai2_arc, aps/super_glue into the folder ~/.cache/huggingface" in str(told.value)
+    assert (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE) == switches
+    with pytest.raises(ValueError, match=r"lm-eval knows no task boolk; the papers' seven are boolq, piqa, hellaswag"):
+        benchmarks.load_tasks(["boolk"])
+
+
+@pytest.fixture
+def of_ones_own(tmp_path, monkeypatch, tokenizer):
+    """A model of one's own with texts, and a folder of two tasks in lm-eval's own YAML: the second has no acc_norm."""
+    monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    llama().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    texts = [f"{a} and {b} is {c}" for a in WORDS[3:9] for b in WORDS[9:12] for c in WORDS[12:15]]
+    (tmp_path / "texts.txt").write_text("\n\n".join(texts))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "questions.json").write_text(json.dumps(QUESTIONS))
+    for name, metrics in (("both_scores", ["acc", "acc_norm"]), ("one_score", ["acc"])):
+        lines = [
+            f"task: {name}",
+            "dataset_path: json",
+            f"dataset_kwargs: {{data_files: {{test: '{tmp_path / 'tasks' / 'questions.json'}'}}}}",
+            "test_split: test",
+            "output_type: multiple_choice",
+            "doc_to_text: '{{text}}'",
+            "doc_to_target: '{{gold}}'",
+            "doc_to_choice: '{{choices}}'",
+            f"metric_list: [{', '.join(f'{{metric: {metric}}}' for metric in metrics)}]",
+            "metadata: {version: 3.0}",
+        ]
+        (tmp_path / "tasks" / f"{name}.yaml").write_text("\n".join(lines))
+    base = {"model": str(tmp_path / "model"), "data": str(tmp_path / "texts.txt"), "held_out": 5, "length": 8}
+    return base, {"folder": str(tmp_path / "tasks")}
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_is_measured_whole_pruned_and_recovered(of_ones_own, tokenizer):
+    pytest.importorskip("lm_eval", reason="the extra llm is not installed")
+    from rules2ranks import models, recovery, stages
+    from rules2ranks.stages import compressing, own_model
+
+    base, folder = of_ones_own
+    asked = {"tasks": ["both_scores", "one_score"], "task_folder": folder, "batch": 3}
+    pruned = {"base": base, "ratio": 0.2, "protect": (0, 0)}
+    recovered = stages.recover(pruned=pruned, ranks=2, steps=4, batch=8, examples=20, lr=0.05)
+    parameters = stages.recover.Params.check(recovered.params)
+    smaller = compressing.load_pruned(parameters.pruned)
+    adapted = recovery.load_adapter(compressing.load_pruned(parameters.pruned), recovered.folder)
+    for of, model in [
+        (base, models.load_causal_lm(base["model"])),
+        (pruned, smaller),
+        (recovered.params, recovery.merge(adapted)),
+    ]:
+        metrics = own_model.benchmark(of=of, **asked).metrics
+        expected = by_hand(model, tokenizer)
+        both, one = metrics["tasks"]["both_scores"], metrics["tasks"]["one_score"]
+        assert {name: both[name] for name in expected} == expected
+        assert (one["acc"], one["acc_norm"], one["n"], one["version"]) == (expected["acc"], None, 4, "3.0")
+        assert metrics["mean_acc"] == expected["acc"]
+        assert metrics["mean_acc_norm"] == (expected["acc_norm"] + expected["acc"]) / 2
+        assert metrics["versions"]["lm_eval"]
+    first = own_model.benchmark(of=base, **asked, limit=1)
+    assert first.metrics["tasks"]["one_score"]["n"] == 1
+    assert own_model.benchmark.find(of=base, **asked, limit=1).folder == first.folder
+    with pytest.raises(ValueError, match="got 'language': it has no tokenizer"):
+        own_model.benchmark(of={"ratio": 0.5}, **asked)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"task_folder": {"folder": "none"}}, r"there is no folder \S+none"),
+        ({"tasks": []}, "parameter 'tasks' = .*: Tuple should have at least 1 item"),
+        ({"fewshot": -1}, "parameter 'fewshot' = -1"),
+        ({"of": {"pruned": {}, "rank": 2}}, "'of.recovered' = .* unknown parameter 'rank': did you mean 'ranks'"),
+        ({"of": {"model": "x"}}, "'of.whole' = .* parameter 'data' is missing"),
+        ({"of": {"ratoi": 0.5}}, "'of.pruned' = .* unknown parameter 'ratoi': did you mean 'ratio'"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(of_ones_own, change, said):
+    from rules2ranks.stages import own_model
+
+    base, folder = of_ones_own
+    with pytest.raises(ParameterError, match=said):
+        own_model.benchmark(**{"of": base, "task_folder": folder} | change)
+
+
+def test_changed_tasks_are_another_result(of_ones_own, tmp_path):
+    from rules2ranks.stages.own_model import TaskFolder
+
+    _, folder = of_ones_own
+    before = TaskFolder.check(folder)
+    assert TaskFolder.check(before.model_dump()) == before
+    (tmp_path / "tasks" / "questions.json").write_text(json.dumps(QUESTIONS[:3]))
+    assert TaskFolder.check(folder).fingerprint != before.fingerprint
+    with pytest.raises(ParameterError, match="the tasks have changed since"):
+        TaskFolder.check(before.model_dump())

@@ -58,7 +58,7 @@ def test_a_table_that_does_not_fit_is_refused(name, text, message, tmp_path):
 
 
 def test_a_missing_table_is_named(tmp_path):
-    with pytest.raises(ValueError, match="there is no file .*none.csv"):
+    with pytest.raises(ValueError, match=r"there is no file .*none\.csv"):
         read_measurements(tmp_path / "none.csv", SPACE)
 
 

@@ -60,10 +60,10 @@ def tables() -> str:
 def speed() -> str:
     """The lines of `make bench` that compare the library with something else: its rate and how many times as fast.
 
-    Of training, where the others do the same work as programs of their own, only the fastest of them stands here.
+    Of training and recovery, where the others do the same work as programs of their own, only the fastest of them stands here.
     """
     rows = []
-    for name, most in (("bench.csv", None), ("bench_training.csv", 1)):
+    for name, most in (("bench.csv", None), ("bench_training.csv", 1), ("bench_recovery.csv", 1)):
         path = results.REPOSITORY / "data" / "reference" / name
         if not path.is_file():  # not measured yet
             continue

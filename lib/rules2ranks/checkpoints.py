@@ -35,7 +35,7 @@ def find(model: str | Path) -> Path:
             model of that name: says what to download, where to put it and what to set. Within seconds.
     """
     place = Path(model).expanduser()
-    if place.is_dir():
+    if str(model) and place.is_dir():
         return place
     if not isinstance(model, str) or not _NAME.fullmatch(model):
         raise FileNotFoundError(f"there is no folder {model} (looked for {place.absolute()})")
@@ -103,8 +103,8 @@ def tokenizer_files(folder: str | Path) -> list[Path]:
 def fingerprint(folder: str | Path) -> str:
     """Sixteen hexadecimal digits for the content of configuration, weights and tokenizer, wherever they lie.
 
-    Every byte counts. Files in the hub's cache are named by their own sha256 and need no reading; others are read once
-    per process and change, at about a second per gigabyte.
+    Every byte counts. Large files in the hub's cache are named by their own sha256 and need no reading; others are read
+    once per process and change, at one to three seconds per gigabyte.
     """
     folder = Path(folder)
     files = [folder / "config.json", *weights(folder), *tokenizer_files(folder)]
@@ -146,15 +146,15 @@ def _json(path: Path) -> dict:
 
 
 def _reason(error: OSError) -> str:
+    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
     if huggingface_hub.is_offline_mode():
         return "the hub is switched off by HF_HUB_OFFLINE (`make` sets it), and its cache has no such model"
-    if isinstance(error, errors.GatedRepoError):
+    if isinstance(cause, errors.GatedRepoError):
         return "the hub gives that model only to those who accepted its terms: accept them there, then `hf auth login`"
-    if isinstance(error, errors.RepositoryNotFoundError):
+    if isinstance(cause, errors.RepositoryNotFoundError):
         return "the hub knows no model of that name, or shows it to its owners only"
-    if isinstance(error, errors.HfHubHTTPError):
-        return f"the hub refused it: {error}"
-    cause = error.__cause__ or error
+    if isinstance(cause, errors.HfHubHTTPError):
+        return f"the hub refused it ({str(cause).splitlines()[0]})"
     return f"the hub at {huggingface_hub.constants.ENDPOINT} cannot be reached ({type(cause).__name__}: {cause})"
 
 

@@ -180,7 +180,7 @@ def add_biases(model: nn.Module, names: Sequence[str]) -> nn.Module:
         ValueError: a name that is no output matrix of a decoder layer, or one that has a bias already.
     """
     known = outputs(model)
-    wrong = [name for name in names if name not in known or known[name].bias is not None]
+    wrong = [name for name in names if not (isinstance(name, str) and name in known and known[name].bias is None)]
     if wrong:
         free = [name for name, module in known.items() if module.bias is None]
         raise ValueError(f"no bias can be added to {wrong}; matrices that could have one: {free or 'none'}")

@@ -51,10 +51,15 @@ def compared(task: str, unit: str, rates: dict[str, float]) -> pd.DataFrame:
     )
 
 
-def write(table: pd.DataFrame, name: str, also: str = "") -> None:
-    """Print and write, with where it ran: machine and versions, and what else the measurement depends on."""
+def machine(also: str = "") -> str:
+    """Where it ran: machine and versions, and what else the measurement depends on."""
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}, PyTorch {torch.__version__}"
-    table = table.assign(machine=f"{platform.system()} {platform.machine()}, one thread, {versions}{also}")
+    return f"{platform.system()} {platform.machine()}, one thread, {versions}{also}"
+
+
+def write(table: pd.DataFrame, name: str, also: str = "") -> None:
+    """Print and write, with where it ran."""
+    table = table.assign(machine=machine(also))
     FOLDER.mkdir(parents=True, exist_ok=True)
     table.to_csv(FOLDER / name, index=False, float_format="%.3g")
     for task, lines in table.groupby("task", sort=False):

@@ -43,14 +43,17 @@ def load_tasks(tasks: Sequence[str | dict[str, Any]], task_folder: str | Path | 
         ) from error
     if task_folder is not None and not Path(task_folder).is_dir():
         raise ValueError(f"there is no folder of tasks {Path(task_folder).absolute()}")
-    manager = TaskManager(include_path=None if task_folder is None else str(task_folder))
-    if unknown := [name for name in tasks if isinstance(name, str) and name not in manager.all_tasks]:
+    names = [name for name in tasks if isinstance(name, str)]
+    # Reading the configurations of all of lm-eval's tasks takes seconds: only where one of them is asked for.
+    manager = TaskManager(include_path=str(task_folder) if task_folder else None, include_defaults=False)
+    if not set(names) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=str(task_folder) if task_folder else None)
+    if unknown := [name for name in names if name not in manager.all_tasks]:
         raise ValueError(f"lm-eval knows no task {', '.join(unknown)}; the papers' seven are {', '.join(SEVEN)}")
     try:
         with _without_waiting():
             return list(manager.load(list(tasks))["tasks"].values())
     except OSError as error:
-        names = [name for name in tasks if isinstance(name, str)]
         entries = (manager.task_index[name] for name in names)
         data = sorted({entry.cfg["dataset_path"] for entry in entries if entry.cfg and "dataset_path" in entry.cfg})
         raise OSError(
@@ -80,10 +83,12 @@ def benchmark(
     evaluation mode.
 
     Raises:
-        As `load_tasks`.
+        ValueError: the tokenizer has neither a start nor an end token; otherwise as `load_tasks`.
     """
     if isinstance(tasks, str) or not tasks or any(isinstance(task, str | dict) for task in tasks):
         tasks = load_tasks(tasks, task_folder)
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has neither a start nor an end token: lm-eval needs one of them")
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def save_pruned(model: nn.Module, folder: str | Path) -> None:
     The last names the sizes of every layer and the matrices that got a bias from compensation.
 
     Raises:
-        ValueError: not a transformers model: save `sizes(model)` and the weights, and load them after `resize`.
+        ValueError: not a transformers model: save `sizes(model)` and the weights, and load them after `resize` (and
+            `add_biases`, where compensation made some).
     """
     if not isinstance(model, transformers.PreTrainedModel):
         raise ValueError(
@@ -41,7 +43,7 @@ def save_pruned(model: nn.Module, folder: str | Path) -> None:
         model.generation_config.save_pretrained(folder)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights_of(model).items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    whole = _unpruned(config, "meta")
+    whole = _unpruned(config)
     without = {name for name, module in outputs(whole).items() if module.bias is None}
     about = {
         "format": FORMAT,
@@ -73,11 +75,12 @@ def load_pruned(folder: str | Path, *, attn_implementation: str | None = None) -
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except OSError as error:
         raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
-    model = resize(_unpruned(config, "cpu", attn_implementation), about["layers"])
+    model = resize(_unpruned(config, attn_implementation), about["layers"])
     add_biases(model, about["biases"])
     _check_weights(weights_of(model), weights)
-    # A tied tensor is in the file once; its other name shares the memory that is filled here.
-    model.load_state_dict(weights, strict=False)
+    # A tied tensor is in the file once, under one of its names; tying gives it the others.
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
     if model.can_generate() and (folder / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model.eval()
@@ -124,13 +127,30 @@ def _check_weights(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) ->
 
 
 def _unpruned(
-    config: transformers.PretrainedConfig, device: str, attn_implementation: str | None = None
+    config: transformers.PretrainedConfig, attn_implementation: str | None = None
 ) -> transformers.PreTrainedModel:
-    """A model of the shapes that `config` states; its random start does not touch the caller's random state."""
+    """A model of the shapes that `config` states, its buffers filled, its parameters without memory (on "meta")."""
     name = (config.architectures or ["none"])[0]
     kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ValueError(f"config.json names the architecture {name}, which transformers does not have")
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    with torch.random.fork_rng(devices=[]), torch.device(device):
+    with torch.random.fork_rng(devices=[]), _parameters_on_meta():
         return kind._from_config(copy.deepcopy(config), **options)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made inside never hold a parameter's values: a pruned model loads without room for the unpruned one."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
+        if value is not None and not value.is_meta:  # one that is there already is being tied, and stays the same
+            value = nn.Parameter(value.to("meta"), value.requires_grad)
+        register(module, name, value)
+
+    nn.Module.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register

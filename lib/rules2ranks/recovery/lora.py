@@ -32,6 +32,7 @@ def add_lora(
     start: Start = "lora",
     batches: Sequence[Any] = (),
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    positions: Callable[[Any], Tensor] | None = None,
     alpha_per_rank: float = 2.0,
     dropout: float = 0.0,
     seed: int,
@@ -47,12 +48,14 @@ def add_lora(
     - "pissa" (Meng et al., arXiv 2404.02948, equations 2 to 4): alpha/r · B·A is the main part of W, the truncated
       singular value decomposition; what is left of W is frozen in its place. Nothing is drawn. The paper has alpha = r.
     - "eva" (Paischer et al., arXiv 2410.07170): B is zero, the rows of A are the main directions of the matrix's inputs
-      (orthonormal, about their mean) over `batches`, at those positions that the loss depends on. Ranks stay as given
-      (the paper's rho = 1: without its redistribution). Nothing is drawn from `seed`.
+      (orthonormal, about their mean) over `batches`, at `positions`. Ranks stay as given (the paper's rho = 1: without
+      its redistribution). Nothing is drawn from `seed`.
 
     Args:
         ranks: one for all layers, one per decoder layer, or one per matrix by its full name (the others none).
         batches: for "eva" the training data, in as many parts as fit; `loss(model, batch)` feeds one to the model.
+        positions: for "eva" which positions of a batch count, bool (examples, positions), all unless given. Give it
+            where there is padding.
         alpha_per_rank: alpha = alpha_per_rank × rank, so the factor alpha/r is the same in all layers.
         dropout: in [0, 1), of the adapter's input.
 
@@ -67,7 +70,7 @@ def add_lora(
     widths = {name: width(model.get_submodule(name)) for name in by_name}
     if start == "pissa":
         starts.check_pissa(by_name, widths)
-    directions = starts.eva(model, by_name, widths, batches, loss) if start == "eva" else {}
+    directions = starts.eva(model, by_name, widths, batches, loss, positions) if start == "eva" else {}
     config = lora_config(model, by_name, alpha_per_rank, dropout)
     config.init_lora_weights = "pissa" if start == "pissa" else True
     wrapped = wrap(model, config)

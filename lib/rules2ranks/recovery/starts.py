@@ -10,8 +10,6 @@ from peft import EvaConfig, LoraConfig, get_eva_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from rules2ranks.decoders import decoder_layers
-
 Widths = Mapping[str, tuple[int, int]]
 #: PEFT goes round the batches until every direction moves by less than this (cosine from one pass to the next) …
 SIMILARITY = 0.99
@@ -46,6 +44,7 @@ def eva(
     widths: Widths,
     batches: Sequence[Any],
     loss: Callable[[nn.Module, Any], Tensor] | None,
+    positions: Callable[[Any], Tensor] | None,
 ) -> dict[str, Tensor]:
     """The main directions (rank, inputs) of every matrix's inputs, orthonormal, the first the one of most variance.
 
@@ -62,19 +61,22 @@ def eva(
             )
     # The same parameters in modules of their own, for PEFT's hooks.
     probe = copy.deepcopy(model, {id(p): p for p in itertools.chain(model.parameters(), model.buffers())}).eval()
-    seen = [(batch, positions(probe, batch, loss)) for batch in batches]
-    if (fewest := min(int(where.sum()) for _, where in seen)) < 2 * rank:
-        raise ValueError(f"eva at rank {rank} takes batches of {2 * rank} positions or more, one has {fewest}")
     passes = itertools.count(1)
 
-    def forward(model: nn.Module, item: tuple[Any, Tensor]) -> None:
+    def forward(model: nn.Module, batch: Any) -> None:
         if next(passes) > MOST_PASSES:
             raise ValueError(f"eva's directions at rank {rank} do not settle: a lower rank or more data may help")
-        loss(model, item[0])
+        loss(model, batch)
+
+    def chosen(inputs: tuple[Tensor, ...], where: Tensor | None, name: str) -> Tensor:
+        rows = inputs[0].flatten(0, -2) if where is None else inputs[0][where]
+        if len(rows) < 2 * rank:
+            raise ValueError(f"eva at rank {rank} takes batches of {2 * rank} positions or more, one has {len(rows)}")
+        return rows
 
     found = get_eva_state_dict(
         probe,
-        seen,
+        batches,
         LoraConfig(
             r=rank,
             target_modules=list(by_name),
@@ -82,25 +84,8 @@ def eva(
             eva_config=EvaConfig(rho=1.0, tau=SIMILARITY),
         ),
         forward_fn=forward,
-        prepare_model_inputs_fn=lambda item, config: item[1],
-        prepare_layer_inputs_fn=lambda inputs, where, name: inputs[0][where],
+        prepare_model_inputs_fn=lambda batch, config: positions(batch) if positions else None,
+        prepare_layer_inputs_fn=chosen,
         show_progress_bar=False,
     )
     return {name: found[name][:own] for name, own in by_name.items()}
-
-
-def positions(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor]) -> Tensor:
-    """Where the loss depends on what enters the first decoder layer: bool, (batch, positions); padding is left out."""
-    entered: list[Tensor] = []
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        entered.append(inputs[0].detach().requires_grad_())
-        return (entered[0], *inputs[1:])
-
-    handle = next(iter(decoder_layers(model).values())).register_forward_pre_hook(hook)
-    try:
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(loss(model, batch), entered)
-    finally:
-        handle.remove()
-    return gradient.ne(0).any(-1)

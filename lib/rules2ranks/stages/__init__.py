@@ -10,6 +10,7 @@ _HOMES = {
     "prune": "compressing",
     "recover": "compressing",
     "fragility": "compressing",
+    "benchmark": "own_model",
 }
 
 

@@ -1,5 +1,6 @@
 """Stages that compress: prune a model, recover it with LoRA, and see how far a rule's model can be pruned."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -27,9 +28,31 @@ Ranks = LayerRank | list[LayerRank] | dict[str, LayerRank]
 Method = Literal["lora", "pissa", "eva", "adalora"]
 
 
+def _sliced(given: Subject, scored: Any, kind: Importance, ratio: float, how: dict[str, Any], seed: int) -> nn.Module:
+    """A pruned copy. `how`: spread, protect and compensate, as `prune` takes them."""
+    batches, options = given.calibration(seed), {"positions": given.positions}
+    blocks = means = None
+    if how["spread"] == "importance":
+        blocks = pruning.block_importance(given.model, batches, given.loss, **options)
+    if how["compensate"]:
+        means = scored.means or pruning.input_means(given.model, batches, given.loss, **options)
+    # FLAP's scores cannot be compared from one matrix to another as they are.
+    plan = pruning.plan(
+        given.model,
+        scored,
+        ratio,
+        spread=how["spread"],
+        protect=how["protect"],
+        blocks=blocks,
+        standardise=kind == "flap",
+    )
+    return pruning.prune(given.model, plan, means=means)
+
+
 def _scored(given: Subject, kind: Importance, seed: int) -> Any:
     """Importance of every group, from the calibration batches."""
-    return pruning.importance(given.model, given.calibration(seed), given.loss, kind=kind, seed=seed)
+    batches = given.calibration(seed)
+    return pruning.importance(given.model, batches, given.loss, kind, seed=seed, positions=given.positions)
 
 
 @stage(version=2, uses=(pretrain, language), reads=(SHIPPED_WEIGHTS,))
@@ -39,24 +62,30 @@ def prune(
     ratio: Share = 0.5,
     spread: Spread = "uniform",
     importance: Importance = "taylor",
+    compensate: bool = False,
     protect: Protect = (1, 1),
     seed: Seed = 0,
 ) -> dict:
     """Remove whole groups from a model until `ratio` of all its parameters are gone.
 
+    `compensate` adds what removed inputs contributed on average to the biases (FLAP), whatever the importance.
+
     Metrics: parameters, FLOPs and file size before and after, held-out scores before and after, what each layer kept.
-    Files: the pruned checkpoint that `pruning.load_pruned` reads (a model of rows: its weights and sizes).
+    Files: the pruned checkpoint that `pruning.load_pruned` reads (a model of rows: its weights and sizes), and beside
+    it a model's own tokenizer.
     """
     with training.reproducible(seed):
         given = subject(base)
+        how = {"spread": spread, "protect": protect, "compensate": compensate}
         before = given.evaluate("report")
-        plan = pruning.plan(given.model, _scored(given, importance, seed), ratio, spread=spread, protect=protect)
-        pruned = pruning.prune(given.model, plan)
+        pruned = _sliced(given, _scored(given, importance, seed), importance, ratio, how, seed)
         after = given.evaluate("report", pruned)
     if isinstance(pruned, PreTrainedModel):
         pruning.save_pruned(pruned, work)
     else:
         models.save_weights(pruned, work / WEIGHTS)
+    for path in given.beside:
+        shutil.copyfile(path, work / path.name)
     sizes = pruning.sizes(pruned)
     return {**pruning.report(given.model, pruned), "before": before, "after": after, "sizes": sizes}
 
@@ -78,9 +107,9 @@ def _adapted(
     if method == "adalora":
         adapted = recovery.add_adalora(model, ranks, steps=steps, seed=seed)
         return adapted, recovery.with_orthogonality(given.loss), partial(recovery.allocate, adapted)
-    parts = max(1, len(pool[0]) // 64)  # EVA looks at all of the pool, about 64 examples at a time
-    batches = list(zip(*(part.tensor_split(parts) for part in pool), strict=True))
-    return recovery.add_lora(model, ranks, start=method, batches=batches, loss=given.loss, seed=seed), given.loss, None
+    parts = max(1, len(pool[0]) // (given.at_once or 64))  # EVA looks at all of the pool, some examples at a time
+    fed = {"batches": list(zip(*(p.tensor_split(parts) for p in pool), strict=True)), "positions": given.positions}
+    return recovery.add_lora(model, ranks, start=method, loss=given.loss, seed=seed, **fed), given.loss, None
 
 
 @stage(version=2, uses=(prune,))
@@ -164,8 +193,8 @@ def fragility(
         scored = _scored(given, importance, seed)
         curve = [{"ratio": 0.0, "removed": 0.0, **given.evaluate("report")}]
         for ratio in sorted(ratios):
-            plan = pruning.plan(given.model, scored, ratio, spread=spread, protect=(0, 0))
-            pruned = pruning.prune(given.model, plan)
+            how = {"spread": spread, "protect": (0, 0), "compensate": False}
+            pruned = _sliced(given, scored, importance, ratio, how, seed)
             removed = 1 - models.parameter_count(pruned) / models.parameter_count(given.model)
             curve.append({"ratio": ratio, "removed": removed, **given.evaluate("report", pruned)})
         untrained = given.evaluate("report", learning.untrained(base))["loss"]

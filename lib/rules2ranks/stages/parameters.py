@@ -27,8 +27,8 @@ Rank = Annotated[int, Field(ge=1, le=256, description="LoRA rank")]
 Task = Literal["reasoning-hard", "reasoning-easy", "reasoning-hard-published", "nim", "nim-published", "chess"]
 #: The tasks that the reference table has for every rule.
 CoreTask = Literal["reasoning-hard", "reasoning-easy", "nim"]
-Spread = Literal["uniform", "global"]
-Importance = Literal["taylor", "l2", "random"]
+Spread = Literal["uniform", "importance", "global"]
+Importance = Literal["taylor", "taylor2", "taylor-mixed", "vector", "l1", "l2", "random", "wanda-sp", "flap"]
 
 NOTEBOOKS: dict[str, type["Notebook"]] = {}
 
@@ -184,9 +184,35 @@ class Recover(Notebook, name="31_recover"):
 
 
 class RankAdaptor(Notebook, name="32_rank_adaptor"):
-    ratio: Removed
-    mean_rank: Rank
+    setting: str
     seed: Seed
+
+
+class OwnModel(Notebook, name="36_your_own_model"):
+    model: Annotated[str, Field(description="folder or hub name; empty: the one that the notebook makes")]
+    data: Annotated[str, Field(description="file of texts; empty: the one that the notebook makes")]
+    length: Annotated[int, Field(ge=2, le=1_000_000, description="tokens of a text, at most")]
+    train_on_prompt: bool
+    held_out: Size
+    ratio: Share
+    protect: Annotated[tuple[int, int], Field(description="layers that stay whole, first and last")]
+    rank: Rank
+    steps: Steps
+    batch: Size
+    examples: Size
+    lr: Rate
+    offline: Annotated[int, Field(ge=2, le=10_000)]
+    rounds: Annotated[int, Field(ge=0, le=10_000)]
+    dtype: Literal["float32", "bfloat16"]
+    at_once: Size
+    tasks: list[str]
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if bool(self.model) != bool(self.data):
+            raise ValueError("model and data belong together: give both, or neither for the ones made here")
+        return self
 
 
 class ComplexityAndCompression(Notebook, name="40_complexity_and_compression"):

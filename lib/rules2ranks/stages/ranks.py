@@ -130,7 +130,8 @@ class Problem:
         """CFSP: how far each block of the unpruned model turns its input, for all its matrices."""
         given = subject(self.question.pruned.base)
         with training.reproducible(0):
-            blocks = importance.block_importance(given.model, given.calibration(0), given.loss)
+            batches = given.calibration(0)
+            blocks = importance.block_importance(given.model, batches, given.loss, positions=given.positions)
         return {name: block for block, layer in zip(blocks, self.layers, strict=True) for name in layer}
 
     def _gradients(self) -> dict[str, float]:

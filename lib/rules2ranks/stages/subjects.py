@@ -95,7 +95,7 @@ def _kind(base: Any) -> str:
     return "shipped" if isinstance(base, str) else "trained"
 
 
-def _in_its_words(kind: type[runs.Params]) -> BeforeValidator:
+def in_its_words(kind: type[runs.Params]) -> BeforeValidator:
     """Mistakes in nested parameters are told with the names that are allowed there."""
 
     def checked(values: Any) -> Any:
@@ -110,9 +110,9 @@ def _in_its_words(kind: type[runs.Params]) -> BeforeValidator:
 #: The shipped model; one trained here (with another seed, say); a model that learnt from a rule; or one of your own.
 Base = Annotated[
     Annotated[Literal["language"], Tag("shipped")]
-    | Annotated[language.Params, _in_its_words(language.Params), Tag("trained")]
-    | Annotated[pretrain.Params, _in_its_words(pretrain.Params), Tag("rule")]
-    | Annotated[OwnModel, _in_its_words(OwnModel), Tag("own")],
+    | Annotated[language.Params, in_its_words(language.Params), Tag("trained")]
+    | Annotated[pretrain.Params, in_its_words(pretrain.Params), Tag("rule")]
+    | Annotated[OwnModel, in_its_words(OwnModel), Tag("own")],
     Discriminator(_kind),
 ]
 
@@ -285,7 +285,7 @@ def _on_device(arrays: Any) -> tuple[Tensor, ...]:
 
 def before_labels(labels: Tensor) -> Tensor:
     """Whether a label is to the right of a position, for all positions but the last: `(n, length - 1)`, boolean."""
-    return (labels[:, 1:] != texts.IGNORED).flip(1).cummax(1).values.flip(1)
+    return (labels[:, 1:] != texts.IGNORED).flip(1).cumsum(1).flip(1) > 0
 
 
 def _used(labels: Tensor) -> int:

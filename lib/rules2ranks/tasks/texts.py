@@ -89,7 +89,7 @@ def split(texts: Sequence[Text], held_out: int) -> dict[Part, list[Text]]:
     parts: dict[Part, list[Text]] = {name: [] for name in get_args(Part)}
     for prompt in sorted(by_prompt, key=lambda prompt: hashlib.sha256(prompt.encode()).digest()):
         name = next((name for name in ("report", "search") if len(parts[name]) < held_out), "train")
-        parts[name] += by_prompt[prompt]
+        parts[name] += sorted(by_prompt[prompt])
     if len(parts["train"]) < held_out:
         raise ValueError(
             f"{sum(map(len, parts.values()))} different texts are too few to hold out {held_out} each for search and "

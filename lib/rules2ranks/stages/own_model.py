@@ -1,0 +1,246 @@
+"""A causal language model of your own: what the stages made of it as one folder to use, and on public benchmarks.
+
+`stages.prune(base={"model": ..., "data": ...}, ratio=...)` and `stages.recover(pruned=...)` take it as they take any
+base: see `subjects.OwnModel`. `demo` makes a small model and texts to try all this on.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+from pydantic import Discriminator, Field, Tag, model_validator
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from rules2ranks import checkpoints, models, pruning, recovery, runs, training
+from rules2ranks.evaluation import benchmarks
+from rules2ranks.runs import stage
+from rules2ranks.stages import compressing
+from rules2ranks.stages.compressing import prune, recover
+from rules2ranks.stages.parameters import Seed, Size
+from rules2ranks.stages.subjects import SHIPPED, OwnModel, in_its_words, tokenizer_of
+from rules2ranks.tasks import language as suite
+
+ADAPTER = "adapter"
+
+
+# --- one folder -------------------------------------------------------------------------------------------------
+
+
+def export(recovered: Mapping[str, Any] | runs.Params, folder: str | Path, merged: bool = True) -> Path:
+    """Write what `recover` made of a model of your own as one folder that needs nothing of `runs/`; returns it.
+
+    The folder holds the weights as safetensors, the configuration, the sizes of all layers, the tokenizer, and a
+    README. Merged, the adapter is in the weights, and two lines load it:
+
+        model = rules2ranks.pruning.load_pruned(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    Otherwise it lies beside them, in PEFT's own format: `recovery.load_adapter(model, folder / "adapter")` puts it on.
+    `recovered` are the parameters of a recovery, made if need be (`stages.recover(...).params`, for example). The
+    folder appears whole or not at all; one that an earlier export wrote is replaced.
+
+    Raises:
+        ValueError: the recovered model is none of your own, or the folder holds something else.
+    """
+    recovered = _params(recover, recovered)
+    base = _own(recovered.pruned.base)
+    folder = Path(folder).expanduser()
+    if folder.exists() and any(folder.iterdir()) and not (folder / "pruning.json").is_file():
+        raise ValueError(f"{folder} holds something else than an exported model: name another folder")
+    result = recover(**recovered.model_dump())
+    beside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    pruned = compressing.load_pruned(recovered.pruned)
+    if merged:
+        pruning.save_pruned(recovery.merge(recovery.load_adapter(pruned, result.folder)), beside)
+    else:
+        pruning.save_pruned(pruned, beside)
+        (beside / ADAPTER).mkdir()
+        for file in result.folder.glob("adapter_*"):
+            shutil.copyfile(file, beside / ADAPTER / file.name)
+    for file in checkpoints.tokenizer_files(checkpoints.find(base.model)):
+        shutil.copyfile(file, beside / file.name)
+    (beside / "README.md").write_text(_readme(recovered, result.metrics, merged), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(beside, folder)
+    return folder
+
+
+_README = """# A pruned language model
+
+Made of {name} by rules2ranks: {ratio:.0%} of all parameters removed, then recovered with LoRA, {where}.
+On {texts} texts or so that neither training nor a search saw: {loss:.4f} nats per token, perplexity {perplexity:.4g}.
+
+`from_pretrained` would rebuild the unpruned shapes. Instead:
+
+```python
+from rules2ranks import pruning, recovery
+from transformers import AutoTokenizer
+
+model = pruning.load_pruned("THIS FOLDER")
+{adapter}tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")
+```
+
+How it was made:
+
+```json
+{parameters}
+```
+"""
+
+
+def _readme(recovered: Any, scores: Mapping[str, Any], merged: bool) -> str:
+    return _README.format(
+        name=Path(recovered.pruned.base.model).name,
+        ratio=recovered.pruned.ratio,
+        where="which is merged into the weights" if merged else f"which lies in the folder {ADAPTER}",
+        texts=recovered.pruned.base.held_out,
+        loss=scores["loss"],
+        perplexity=scores["perplexity"],
+        adapter="" if merged else f'model = recovery.load_adapter(model, "THIS FOLDER/{ADAPTER}")\n',
+        parameters=json.dumps(recovered.model_dump(mode="json"), indent=1),
+    )
+
+
+def _params(made_by: runs.Stage, given: Any) -> Any:
+    return made_by.Params.check(given) if isinstance(given, Mapping) else given
+
+
+def _own(base: Any) -> OwnModel:
+    if not isinstance(base, OwnModel):
+        raise ValueError(f"expected a base with a model of your own (model, data), got {base!r}: it has no tokenizer")
+    return base
+
+
+# --- public benchmarks ------------------------------------------------------------------------------------------
+
+
+class TaskFolder(runs.Params):
+    """A folder of task configurations of your own, in lm-eval's YAML; its content decides which result is found."""
+
+    folder: str
+    fingerprint: str = ""
+
+    @model_validator(mode="after")
+    def _of_these_files(self) -> Self:
+        place = Path(self.folder).expanduser()
+        if not place.is_dir():
+            raise ValueError(f"there is no folder {place.absolute()}")
+        files = (path for path in sorted(place.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+        text = "".join(f"{path.relative_to(place)} {checkpoints.sha256(path)}\n" for path in files)
+        now = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if self.fingerprint not in ("", now):
+            raise ValueError(f"the tasks have changed since: their fingerprint was {self.fingerprint}, is {now}")
+        object.__setattr__(self, "fingerprint", now)
+        return self
+
+
+def _kind(of: Any) -> str:
+    keys = of.keys() if isinstance(of, Mapping) else type(of).model_fields.keys() if isinstance(of, runs.Params) else ()
+    return "recovered" if "pruned" in keys else "whole" if "model" in keys else "pruned"
+
+
+#: A model of your own as it is, pruned, or recovered.
+Of = Annotated[
+    Annotated[OwnModel, in_its_words(OwnModel), Tag("whole")]
+    | Annotated[prune.Params, in_its_words(prune.Params), Tag("pruned")]
+    | Annotated[recover.Params, in_its_words(recover.Params), Tag("recovered")],
+    Discriminator(_kind),
+]
+
+
+@stage(version=1, uses=(recover,))
+def benchmark(
+    work: Path,
+    of: Of,
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] = benchmarks.SEVEN,
+    task_folder: TaskFolder | None = None,
+    fewshot: Annotated[int, Field(ge=0, le=100)] | None = None,
+    limit: Size | None = None,
+    batch: Size = 8,
+    seed: Seed = 0,
+) -> dict:
+    """A model of your own (as it is, pruned or recovered) on public benchmarks through lm-eval: the extra ``llm``.
+
+    `of` are `OwnModel`, `prune.Params` or `recover.Params`; `tasks` lm-eval's names, `task_folder` holds further ones.
+    `fewshot` None leaves each task's own number (0 for the seven); `limit` takes the first examples only.
+
+    Metrics: per task acc and acc_norm (None where a task does not define it) with their standard errors, n, few-shot
+    examples and the task's version; the means over tasks of acc, and of acc_norm with acc in its stead where there is
+    none; the versions of lm-eval and of the libraries beneath it.
+
+    Raises:
+        ImportError, ValueError, OSError: as `evaluation.benchmarks.load_tasks`, before the model is loaded.
+        ValueError: the model is none of your own, so it has no tokenizer.
+    """
+    base = _own(of if isinstance(of, OwnModel) else of.base if isinstance(of, prune.Params) else of.pruned.base)
+    loaded = benchmarks.load_tasks(tasks, task_folder and Path(task_folder.folder).expanduser())
+    with training.reproducible(seed):
+        found = benchmarks.benchmark(
+            _model(of), tokenizer_of(base.model), loaded, fewshot=fewshot, limit=limit, batch_size=batch, seed=seed
+        )
+    scores = found.scores
+    return {
+        "tasks": {
+            task: {name: None if _nan(value) else value for name, value in row.items()}
+            for task, row in scores.to_dict("index").items()
+        },
+        "mean_acc": _finite(scores.acc.mean()),
+        "mean_acc_norm": _finite(scores.acc_norm.fillna(scores.acc).mean()),
+        "versions": found.versions,
+    }
+
+
+def _nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _finite(value: float) -> float | None:
+    return None if _nan(float(value)) else float(value)
+
+
+def _model(of: Any) -> nn.Module:
+    """The model to measure, on the device; an adapter is merged, as in what `export` writes."""
+    if isinstance(of, OwnModel):
+        return models.load_causal_lm(of.model, of.dtype).to(training.device())
+    if isinstance(of, prune.Params):
+        return compressing.load_pruned(of)
+    return recovery.merge(recovery.load_adapter(compressing.load_pruned(of.pruned), recover(**of.model_dump()).folder))
+
+
+# --- to try it on -----------------------------------------------------------------------------------------------
+
+
+def demo(folder: str | Path, examples: int = 1400, seed: int = 0) -> dict[str, str]:
+    """Write a small model and texts as you would bring them, and return their places as `model` and `data`.
+
+    The model is the language suite's, with its words as a tokenizer; the texts are prompts and answers of its seven
+    tasks, `examples` draws of which some occur twice.
+    """
+    folder = Path(folder)
+    place = folder / "model"
+    place.mkdir(parents=True, exist_ok=True)
+    for file in SHIPPED.iterdir():
+        shutil.copyfile(file, place / file.name)
+    words = Tokenizer(WordLevel({word: token for token, word in enumerate(suite.WORDS)}, unk_token=suite.WORDS[0]))
+    words.pre_tokenizer = WhitespaceSplit()
+    # lm-eval asks every tokenizer for a start token; no text begins with it.
+    special = {"unk_token": suite.WORDS[0], "bos_token": suite.WORDS[0]}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(place)
+    rows = []
+    for tokens, labels in zip(*suite.batch(examples, seed), strict=True):
+        given = labels == suite.IGNORED
+        prompt, answer = (suite.decode(np.where(mask, tokens, 0)) for mask in (given, ~given))
+        rows.append({"prompt": f"{prompt} ", "completion": answer})
+    (folder / "texts.json").write_text(json.dumps(rows, indent=0) + "\n", encoding="utf-8")
+    return {"model": str(place), "data": str(folder / "texts.json")}

@@ -1,0 +1,117 @@
+"""Coupled groups: what one of them costs; torch-pruning's dependency graph couples the same rows and columns."""
+
+import copy
+import importlib
+
+import pytest
+import torch
+import torch_pruning
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rules2ranks import pruning
+from rules2ranks.models import parameter_count
+from tiny_decoders import build, plan_of, tokens
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2"])
+def test_one_group_costs_what_its_count_says(family):
+    model = build(family, kv=3, channels=5)
+    layer = pruning.groups(model)[1]
+    for kept, part in ((((0, 2), range(5)), layer.attention), ((range(3), (0, 1, 2, 4)), layer.channels)):
+        pruned = pruning.prune(model, plan_of(model, [(range(3), range(5)), kept]))
+        assert parameter_count(model) - parameter_count(pruned) == part.parameters
+
+
+def test_group_sizes_by_hand():
+    layer = pruning.groups(build("llama", kv=2, queries=3, head=4, channels=5))[0]
+    # hidden 12: 3 query heads, a key and a value head of 4 rows with biases, and 12 columns of o; gate, up, down.
+    assert layer.attention.parameters == (3 + 1 + 1) * 4 * (12 + 1) + 12 * 12
+    assert layer.channels.parameters == 2 * (12 + 1) + 12
+    layer = pruning.groups(build("gpt2", kv=2, head=4, channels=5))[0]
+    assert layer.attention.parameters == 3 * 4 * (8 + 1) + 4 * 8
+    assert layer.channels.parameters == (8 + 1) + 8
+
+
+def test_output_matrices_by_name():
+    assert list(pruning.outputs(build("qwen3", layers=1))) == [
+        "model.layers.0.self_attn.o_proj",
+        "model.layers.0.mlp.down_proj",
+    ]
+    assert list(pruning.outputs(build("gpt2", layers=1))) == [
+        "transformer.h.0.attn.c_proj",
+        "transformer.h.0.mlp.c_proj",
+    ]
+
+
+def linear_twin(model):
+    """The same model with a Linear for every Conv1D, a class that torch-pruning does not know."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Conv1D):
+            linear = nn.Linear(module.nx, module.nf)
+            linear.weight.data, linear.bias.data = module.weight.data.T.contiguous(), module.bias.data
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, linear)
+    return model
+
+
+@pytest.fixture
+def graph(monkeypatch):
+    """torch-pruning's dependency graph of a model, traced from a forward pass.
+
+    It reads a slice or a split whose dimension is counted from the wrong end for it as one of channels: rotary halves
+    then shift channel numbers without end (its search does not return), and the parts of a fused matrix are not told
+    apart. So the trace leaves the rotation out, which joins channels within a head only, and counts the split's
+    dimension from the end. Attention is written out ("eager"), which shows how key/value heads are repeated.
+    """
+    split = torch.Tensor.split
+    monkeypatch.setattr(torch.Tensor, "split", lambda t, size, dim=0: split(t, size, dim - t.ndim if dim > 0 else dim))
+
+    def traced(model, family):
+        if family != "gpt2":
+            code = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+            monkeypatch.setattr(code, "apply_rotary_pos_emb", lambda q, k, *angles: (q, k))
+        model.set_attn_implementation("eager")
+        return torch_pruning.DependencyGraph().build_dependency(
+            model, tokens(), forward_fn=lambda m, x: m(x, use_cache=False).logits, verbose=False
+        )
+
+    return traced
+
+
+def theirs(graph, names, module, inputs):
+    """What torch-pruning takes out with these inputs of `module`: {(matrix, "rows" or "columns"): numbers}."""
+    group = graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_in_channels, list(inputs))
+    return {
+        (names[dep.target.module], "rows" if graph.is_out_channel_pruning_fn(dep.handler) else "columns"): set(numbers)
+        for dep, numbers in group
+        if isinstance(dep.target.module, nn.Linear)
+    }
+
+
+def ours(part, names, number):
+    """The same of one group; a matrix that loses rows loses the same entries of its bias."""
+    taken = {}
+    for c in part.coupled:
+        rows = c.parameter == "bias" or c.dim == (1 if isinstance(c.module, Conv1D) else 0)
+        numbers = set(part.index(c, [number]).tolist())
+        assert taken.setdefault((names[c.module], "rows" if rows else "columns"), numbers) == numbers
+    return taken
+
+
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
+@pytest.mark.parametrize(
+    ("family", "kv", "queries"),
+    [("llama", 3, 2), ("llama", 2, 1), ("mistral", 2, 3), ("qwen2", 2, 2), ("qwen3", 3, 2), ("gpt2", 3, 1)],
+)
+def test_torch_pruning_couples_the_same(graph, family, kv, queries):
+    model = build(family, kv=kv, queries=queries, head=4, channels=5, hidden=36)
+    twin = linear_twin(copy.deepcopy(model))
+    traced = graph(twin, family)
+    names, of_twin = ({module: name for name, module in m.named_modules()} for m in (model, twin))
+    for layer in pruning.groups(model):
+        for part in layer.parts:
+            output = names[part.output.module]
+            for number in range(part.count):
+                mine = ours(part, names, number)
+                assert mine == theirs(traced, of_twin, twin.get_submodule(output), mine[output, "columns"])
