@@ -58,7 +58,7 @@ refresh: $(STAMP) ## execute the notebooks, write their outputs back without tim
 	@$(RUN_ENV) python workflow/readme.py
 
 bench: $(STAMP) ## measure kernels, training, recovery and what pruning saves, into data/reference/bench*.csv
-	@$(RUN_ENV) python tests/bench/kernels.py
+	@$(RUN_ENV) python tests/bench/automata.py
 	@$(RUN_ENV) python tests/bench/training.py
 	@$(RUN_ENV) python tests/bench/recovery.py
 	@$(RUN_ENV) python tests/bench/pruning.py

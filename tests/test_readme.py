@@ -59,7 +59,7 @@ def test_its_links_lead_somewhere():
 
 def test_the_library_examples_run(tmp_path, monkeypatch):
     examples = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
-    assert len(examples) == 3
+    assert len(examples) == 4
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path / "runs"))
     (tmp_path / "data").symlink_to(results.REPOSITORY / "data")
@@ -71,3 +71,5 @@ def test_the_library_examples_run(tmp_path, monkeypatch):
     assert names["learnt"]["learnt"] and names["found"]["accuracy"] > names["found"]["baselines"]["n-gram"]
     assert names["adapted"].peft_config["default"].r == 4
     assert (tmp_path / "out" / "pruned" / "pruning.json").is_file()
+    assert names["problem"].space.contains(names["chosen"].ranks) and len(names["chosen"].history) == 3
+    assert 0 < names["again"]["loss"] < 0.5

@@ -643,6 +643,19 @@ def test_pruned_and_recovered_at_half_the_size():
     assert score["loss"] == pytest.approx(after.metrics["loss"], abs=1e-6)
 
 
+def test_a_model_pruned_by_flap_and_block_importance_is_saved_with_its_new_biases():
+    asked = {"ratio": 0.3, "spread": "importance", "importance": "flap", "compensate": True}
+    result = stages.prune(**asked)
+    kept = [layer["channels"] for layer in result.metrics["sizes"]]
+    assert kept[0] == kept[-1] == 192 and len(set(kept[1:-1])) > 1
+    loaded = compressing.load_pruned(stages.prune.Params.check(asked))
+    assert loaded.model.layers[1].mlp.down_proj.bias is not None
+    assert subjects.subject("language").evaluate("report", loaded) == result.metrics["after"]
+    plain = stages.prune(**{**asked, "compensate": False}).metrics
+    assert plain["sizes"] == result.metrics["sizes"]
+    assert plain["after"]["loss"] != result.metrics["after"]["loss"]
+
+
 def test_the_model_of_a_rule_is_pruned_saved_and_loaded():
     asked = {"base": {"source": 204, **TINY}, "ratio": 0.3, "spread": "global", "protect": (0, 0)}
     result = stages.prune(**asked)

@@ -60,7 +60,8 @@ def tables() -> str:
 def speed() -> str:
     """The lines of `make bench` that compare the library with something else: its rate and how many times as fast.
 
-    Of training and recovery, where the others do the same work as programs of their own, only the fastest of them stands here.
+    Of training and recovery, where the others do the same work as programs of their own, only the fastest of them
+    stands here.
     """
     rows = []
     for name, most in (("bench.csv", None), ("bench_training.csv", 1), ("bench_recovery.csv", 1)):

@@ -71,8 +71,7 @@ CASES = (
 
 def peak_of(folder: Path, prompts: tuple[int, int]) -> int | None:
     """Bytes that loading and running a saved model need at most, measured in a fresh process."""
-    # -P: without this folder on the path, whose kernels.py transformers would import for the package of that name.
-    command = [sys.executable, "-P", running.__file__, str(folder), *map(str, prompts)]
+    command = [sys.executable, running.__file__, str(folder), *map(str, prompts)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return int(printed) if printed else None
 

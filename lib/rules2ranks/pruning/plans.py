@@ -88,16 +88,9 @@ def plan(
             group and one channel stay in every layer (the message states the nearest and the highest that can).
     """
     layers = groups(model)
-    first, last = protect
-    if not (isinstance(ratio, Real) and 0 < ratio < 1):
-        raise ValueError(f"ratio must lie between 0 and 1, got {ratio!r}")
-    if spread not in get_args(Spread):
-        raise ValueError(f"spread must be one of {get_args(Spread)}, got {spread!r}")
-    if first < 0 or last < 0 or first + last >= len(layers):
-        raise ValueError(f"protect={protect} must leave at least one of the {len(layers)} layers unprotected")
-    _check_scores(layers, scores)
+    _check(layers, scores, ratio, spread, protect)
     total = parameter_count(model)
-    free = range(first, len(layers) - last)
+    free = range(protect[0], len(layers) - protect[1])
     if spread == "uniform":
         gone, highest = _choose_uniform(layers, scores, ratio * total, free)
     elif spread == "importance":
@@ -226,7 +219,14 @@ def others(some: Iterable[int], count: int) -> tuple[int, ...]:
     return tuple(sorted(set(range(count)) - set(some)))
 
 
-def _check_scores(layers: list[Layer], scores: Scores) -> None:
+def _check(layers: list[Layer], scores: Scores, ratio: float, spread: str, protect: tuple[int, int]) -> None:
+    first, last = protect
+    if not (isinstance(ratio, Real) and 0 < ratio < 1):
+        raise ValueError(f"ratio must lie between 0 and 1, got {ratio!r}")
+    if spread not in get_args(Spread):
+        raise ValueError(f"spread must be one of {get_args(Spread)}, got {spread!r}")
+    if first < 0 or last < 0 or first + last >= len(layers):
+        raise ValueError(f"protect={protect} must leave at least one of the {len(layers)} layers unprotected")
     expected = [(layer.attention.count, layer.channels.count) for layer in layers]
     got = [(len(a), len(c)) for a, c in zip(scores.attention, scores.channels, strict=True)]
     if got != expected:

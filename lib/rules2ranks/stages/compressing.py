@@ -28,15 +28,14 @@ Ranks = LayerRank | list[LayerRank] | dict[str, LayerRank]
 Method = Literal["lora", "pissa", "eva", "adalora"]
 
 
-def _sliced(given: Subject, scored: Any, kind: Importance, ratio: float, how: dict[str, Any], seed: int) -> nn.Module:
-    """A pruned copy. `how`: spread, protect and compensate, as `prune` takes them."""
+def _sliced(given: Subject, scored: Any, ratio: float, how: dict[str, Any], seed: int) -> nn.Module:
+    """A pruned copy. `how`: spread, standardise, protect and compensate, as `prune` takes them."""
     batches, options = given.calibration(seed), {"positions": given.positions}
     blocks = means = None
     if how["spread"] == "importance":
         blocks = pruning.block_importance(given.model, batches, given.loss, **options)
     if how["compensate"]:
         means = scored.means or pruning.input_means(given.model, batches, given.loss, **options)
-    # FLAP's scores cannot be compared from one matrix to another as they are.
     plan = pruning.plan(
         given.model,
         scored,
@@ -44,7 +43,7 @@ def _sliced(given: Subject, scored: Any, kind: Importance, ratio: float, how: di
         spread=how["spread"],
         protect=how["protect"],
         blocks=blocks,
-        standardise=kind == "flap",
+        standardise=how["standardise"],
     )
     return pruning.prune(given.model, plan, means=means)
 
@@ -62,12 +61,14 @@ def prune(
     ratio: Share = 0.5,
     spread: Spread = "uniform",
     importance: Importance = "taylor",
+    standardise: bool = False,
     compensate: bool = False,
     protect: Protect = (1, 1),
     seed: Seed = 0,
 ) -> dict:
     """Remove whole groups from a model until `ratio` of all its parameters are gone.
 
+    `standardise` makes scores comparable over layers before a global ranking, as FLAP's authors do with theirs;
     `compensate` adds what removed inputs contributed on average to the biases (FLAP), whatever the importance.
 
     Metrics: parameters, FLOPs and file size before and after, held-out scores before and after, what each layer kept.
@@ -76,9 +77,9 @@ def prune(
     """
     with training.reproducible(seed):
         given = subject(base)
-        how = {"spread": spread, "protect": protect, "compensate": compensate}
+        how = {"spread": spread, "standardise": standardise, "protect": protect, "compensate": compensate}
         before = given.evaluate("report")
-        pruned = _sliced(given, _scored(given, importance, seed), importance, ratio, how, seed)
+        pruned = _sliced(given, _scored(given, importance, seed), ratio, how, seed)
         after = given.evaluate("report", pruned)
     if isinstance(pruned, PreTrainedModel):
         pruning.save_pruned(pruned, work)
@@ -193,8 +194,8 @@ def fragility(
         scored = _scored(given, importance, seed)
         curve = [{"ratio": 0.0, "removed": 0.0, **given.evaluate("report")}]
         for ratio in sorted(ratios):
-            how = {"spread": spread, "protect": (0, 0), "compensate": False}
-            pruned = _sliced(given, scored, importance, ratio, how, seed)
+            how = {"spread": spread, "standardise": False, "protect": (0, 0), "compensate": False}
+            pruned = _sliced(given, scored, ratio, how, seed)
             removed = 1 - models.parameter_count(pruned) / models.parameter_count(given.model)
             curve.append({"ratio": ratio, "removed": removed, **given.evaluate("report", pruned)})
         untrained = given.evaluate("report", learning.untrained(base))["loss"]
