@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from rules2ranks import allocation, importance, recovery, runs, training
@@ -130,7 +131,8 @@ class Problem:
         """CFSP: how far each block of the unpruned model turns its input, for all its matrices."""
         given = subject(self.question.pruned.base)
         with training.reproducible(0):
-            blocks = importance.block_importance(given.model, given.calibration(0), given.loss)
+            batches = given.calibration(0)
+            blocks = importance.block_importance(given.model, batches, given.loss, positions=_counting)
         return {name: block for block, layer in zip(blocks, self.layers, strict=True) for name in layer}
 
     def _gradients(self) -> dict[str, float]:
@@ -138,6 +140,12 @@ class Problem:
         with training.reproducible(0):
             found = allocation.gradient_norms(load_pruned(self.question.pruned), given.calibration(0), given.loss)
         return {name: norm for layer in found for name, norm in layer.items()}
+
+
+def _counting(pair: Any) -> Any:
+    """The positions with a label to their right: what lies behind has no part in what is scored."""
+    before = (pair[1][:, 1:] != -100).flip(1).cumsum(1).flip(1) > 0
+    return F.pad(before, (0, 1))
 
 
 def search(
