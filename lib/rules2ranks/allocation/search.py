@@ -144,13 +144,12 @@ def additive_search(
     """
     if n < 3:
         raise ValueError(f"n must be at least 3, got {n}")
-    fitted = [entry for entry in _given(space, measured) if entry.phase != "exact"]
+    given = [Measurement(*entry) for entry in measured]
+    # The model's own choice may be one of those that it was fitted to, and then stands twice in the history.
+    fitted = [entry for entry in given if entry.phase != "exact"]
     history = list(random_search(space, objective, n, seed, measured=fitted, progress=progress).history)
-    vectors, scores = [entry.ranks for entry in history], [entry.measured for entry in history]
-    ranks, model = additive(space, vectors, scores)
-    known = dict(zip(vectors, scores, strict=True)) | {
-        e.ranks: e.measured for e in _given(space, measured) if e.phase == "exact"
-    }
+    ranks, model = additive(space, [entry.ranks for entry in history], [entry.measured for entry in history])
+    known = {tuple(entry.ranks): entry.measured for entry in [*given, *history]}
     predicted = float(model.predict([ranks])[0])
     if ranks in known:
         history.append(Measurement(ranks, known[ranks], predicted, "exact"))

@@ -11,7 +11,9 @@ from rules2ranks.allocation.search import Measurement
 from rules2ranks.allocation.space import Space
 
 
-def read_measurements(path: str | Path, space: Space, *, score: str = "score", higher_is_better: bool = False) -> list:
+def read_measurements(
+    path: str | Path, space: Space, *, score: str = "score", higher_is_better: bool = False
+) -> list[Measurement]:
     """The offline part of a search, from a CSV or JSON table that the user brings.
 
     A row is a measurement. Its ranks are one column `ranks` (numbers apart by blanks or commas; in JSON also a list)

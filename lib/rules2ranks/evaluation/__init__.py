@@ -1,9 +1,9 @@
 """Scores over rules and seeds, and how sure one may be of what they show.
 
 `intervals` gives means and paired differences with bootstrap intervals; `variance` what varies with what, and the
-smallest effect that could be seen; `correlations` relates rules' complexity to
-their scores, with and without controls; `sweet_spot` asks whether a score rises and then falls; `survival` treats the
-steps until something was learnt, and the failures before the right answer; `benchmarks` is a bridge to lm-eval.
+smallest effect that could be seen; `correlations` relates rules' complexity to their scores, with and without controls;
+`sweet_spot` asks whether a score rises and then falls; `survival` treats the steps until something was learnt, and the
+failures before the right answer; `benchmarks` is a bridge to lm-eval.
 
 Everything resamples from an explicit seed, so the same data give the same interval. Importing this loads neither
 torch nor lifelines: `benchmark` needs the optional extra ``llm``, `time_to_reach` and `parametric_fits` lifelines.

@@ -46,12 +46,6 @@ def beats_uniform(found: pd.DataFrame, better: int = -1) -> pd.Series:
     return (edge < 0) & (found.holm < 0.05)
 
 
-def headroom(table: str = "rank_adaptor", what: str = "loss") -> pd.DataFrame:
-    """By setting, what the uniform rank gains when it is doubled everywhere (at twice the parameters)."""
-    found = differences(table, what)
-    return found.xs(DOUBLE, level="allocator")[["uniform", "estimate", "low", "high"]]
-
-
 def curse(table: str = "rank_adaptor") -> pd.DataFrame:
     """What searches promised and what was left: a row for each (setting, allocator, search seed), in nats to uniform.
 

@@ -30,7 +30,6 @@ Ends = Literal["kept", "searched"]
 #: What a search wants low: the loss on its own held-out examples, KL to the unpruned model there, or the accuracy
 #: there (the paper's) with its sign turned.
 Target = Literal["loss", "kl", "accuracy"]
-GRID = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 
 
 class Question(runs.Params):
@@ -40,7 +39,7 @@ class Question(runs.Params):
     mean_rank: Rank = 2
     per: Per = "layer"
     ends: Ends = "kept"
-    grid: Annotated[tuple[Annotated[int, Field(ge=0, le=256)], ...], Field(min_length=2)] = GRID
+    grid: Annotated[tuple[Annotated[int, Field(ge=0, le=256)], ...], Field(min_length=2)] = Space.grid
     target: Target = "loss"
     recover: dict[str, Any] = Field(default_factory=dict)
 
