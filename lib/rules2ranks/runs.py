@@ -1,6 +1,6 @@
 """Where results live: parameters checked once, results written whole or not at all, and found again.
 
-A *stage* is a function of plain parameters. Its result is a folder `runs/<stage>/<key>/` with `params.json`,
+A *stage* is a function of typed parameters. Its result is a folder `runs/<stage>/<key>/` with `params.json`,
 `metrics.json`, `provenance.json` and whatever files the stage made; the key follows from the parameters and from the
 versions of the stage and of those it builds on. `runs/` lies beside `pyproject.toml`; the environment variable
 RULES2RANKS_RUNS moves it.
@@ -11,7 +11,6 @@ import difflib
 import functools
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import os
 import platform
@@ -23,13 +22,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, ClassVar, Self, get_type_hints
 
 import yaml
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 _OWN_FILES = ("params.json", "metrics.json")
+#: Files of more bytes are not read again at every look-up.
+LARGE = 64 * 2**20
 _PACKAGES = ("numpy", "numba", "torch", "transformers", "peft", "safetensors", "rules2ranks")
 
 
@@ -52,6 +53,12 @@ class Params(BaseModel):
     """Typed parameters that refuse unknown names. Values that papermill hands over as text are read as YAML."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    #: The stage that takes these parameters, if one does.
+    stage: ClassVar["Stage | None"] = None
+
+    def reads(self) -> tuple[Path, ...]:
+        """Shipped files whose content decides the result of these parameters."""
+        return ()
 
     @field_validator("*", mode="before")
     @classmethod
@@ -124,7 +131,26 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(beside, path)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path, again: bool = False) -> str:
+    """The sha256 of a file, in hexadecimal.
+
+    That of a file above `LARGE` is remembered with size, inode and time, and made anew when one of these has changed,
+    or when asked for `again`.
+    """
+    stat = path.stat()
+    if stat.st_size <= LARGE:
+        return _digest(path)
+    note, now = root() / ".seen" / f"{stat.st_dev}-{stat.st_ino}.json", [stat.st_size, stat.st_mtime_ns]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        seen = json.loads(note.read_text())
+        if seen["size and time"] == now and not again:
+            return seen["sha256"]
+    digest = _digest(path)
+    write_json(note, {"file": str(path), "size and time": now, "sha256": digest})
+    return digest
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -133,8 +159,10 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "provenance.json")
 
 
-def load(folder: Path) -> Result:
+def load(folder: Path, again: bool = False) -> Result:
     """The result in a folder, after every file was compared with the checksum noted when it was written.
+
+    Large files are read only if they seem to have changed, or if asked to be read `again` (see `sha256`).
 
     Raises:
         ValueError: a file is missing, torn, altered or not accounted for; the message names it.
@@ -146,7 +174,7 @@ def load(folder: Path) -> Result:
         raise ValueError(f"{folder / 'provenance.json'} is missing or torn") from error
     for path in {folder / name for name in noted} | set(_files(folder)):
         name = str(path.relative_to(folder))
-        if not path.is_file() or noted.get(name) != _sha256(path):
+        if not path.is_file() or noted.get(name) != sha256(path, again):
             raise ValueError(f"{path} is missing, torn or altered")
     params, metrics = (json.loads((folder / name).read_text()) for name in _OWN_FILES)
     return Result(folder, params, metrics, provenance)
@@ -224,7 +252,7 @@ def find_or_make(name: str, params: Mapping[str, Any], versions: str, make: Call
         metrics = make(work)
         write_json(work / "params.json", params)
         write_json(work / "metrics.json", metrics)
-        sums = {str(path.relative_to(work)): _sha256(path) for path in _files(work)}
+        sums = {str(path.relative_to(work)): sha256(path) for path in _files(work)}
         seconds = round(time.monotonic() - begin, 2)
         note = {"stage": name, "stage_versions": versions, "seconds": seconds, "resumed": resumed, **where()}
         write_json(work / "provenance.json", {**note, "sha256": sums})
@@ -244,46 +272,42 @@ def _load_or_none(folder: Path) -> Result | None:
 
 
 class Stage:
-    """A function whose results are kept. Call it with keyword parameters; `Params` is its typed model."""
+    """A function `(work: Path, given: SomeParams) -> metrics` whose results are kept.
 
-    def __init__(self, function: Callable[..., dict], version: int, uses: tuple["Stage", ...], reads: tuple[Path, ...]):
+    Call it with its parameters by name, or with them as `Params`, the class that the function declares.
+    """
+
+    def __init__(self, function: Callable[[Path, Any], dict], version: int):
         functools.update_wrapper(self, function)
-        self.name, self.version, self.uses, self.reads = function.__name__, version, uses, reads
-        self._function = function
-        hints = get_type_hints(function, include_extras=True)
-        _, *parameters = inspect.signature(function).parameters.values()
-        fields = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in parameters}
-        self.Params = create_model(f"{self.name}.Params", __base__=Params, **fields)
+        self.name, self.version, self._function = function.__name__, version, function
+        self.Params: type[Params] = get_type_hints(function)["given"]
+        self.Params.stage = self
 
-    @property
-    def versions(self) -> str:
-        """This stage's version, those of all stages it builds on and the files it reads: part of every key."""
-        files = (f"{path.name}={_sha256(path)[:12]}" for path in self.reads)
-        return ",".join([f"{self.name}={self.version}", *files, *(used.versions for used in self.uses)])
+    def versions(self, given: Params) -> str:
+        """Part of the key: this stage's version, the files that it reads for these parameters, and the versions of
+        the stages whose parameters are among them."""
+        files = [f"{path.name}={sha256(path)[:12]}" for path in given.reads()]
+        below = [part.stage.versions(part) for _, part in given if isinstance(part, Params) and part.stage]
+        return ",".join([f"{self.name}={self.version}", *files, *below])
 
-    def __call__(self, **parameters: Any) -> Result:
-        checked = self.Params.check(parameters)
-        arguments = {name: getattr(checked, name) for name in type(checked).model_fields}
-        plain = checked.model_dump(mode="json")
-        return find_or_make(self.name, plain, self.versions, lambda work: self._function(work, **arguments))
+    def __call__(self, given: Params | None = None, /, **parameters: Any) -> Result:
+        given = self._checked(given, parameters)
+        return self.keep(given, lambda work: self._function(work, given))
 
-    def keep(self, make: Callable[[Path], dict], **parameters: Any) -> Result:
+    def keep(self, given: Params, make: Callable[[Path], dict]) -> Result:
         """The result for these parameters, or else what another maker of the same result writes: see `find_or_make`."""
-        plain = self.Params.check(parameters).model_dump(mode="json")
-        return find_or_make(self.name, plain, self.versions, make)
+        return find_or_make(self.name, given.model_dump(mode="json"), self.versions(given), make)
 
-    def find(self, **parameters: Any) -> Result | None:
+    def find(self, given: Params | None = None, /, **parameters: Any) -> Result | None:
         """The finished result for these parameters, or None: never makes one."""
-        folder = root() / self.name / key(self.Params.check(parameters).model_dump(mode="json"), self.versions)
+        given = self._checked(given, parameters)
+        folder = root() / self.name / key(given.model_dump(mode="json"), self.versions(given))
         return _load_or_none(folder) if folder.is_dir() else None
 
+    def _checked(self, given: Params | None, parameters: dict[str, Any]) -> Params:
+        return self.Params.check(parameters) if given is None else given
 
-def stage(
-    version: int, uses: tuple[Stage, ...] = (), reads: tuple[Path, ...] = ()
-) -> Callable[[Callable[..., dict]], Stage]:
-    """Make a stage of `function(work: Path, **typed parameters) -> metrics`.
 
-    Raise `version` whenever the same parameters would give another result; `uses` names the stages it builds on,
-    `reads` the shipped files whose content decides its result.
-    """
-    return lambda function: Stage(function, version, uses, reads)
+def stage(version: int) -> Callable[[Callable[[Path, Any], dict]], Stage]:
+    """Make a stage of a function; raise `version` whenever the same parameters would give another result."""
+    return lambda function: Stage(function, version)
