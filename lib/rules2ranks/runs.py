@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Self, get_type_hints
 
 import yaml
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 _OWN_FILES = ("params.json", "metrics.json")
 #: Files of more bytes are not read again at every look-up.
@@ -63,11 +63,12 @@ class Params(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read_text(cls, value: Any, info: Any) -> Any:
+        kind = cls.model_fields[info.field_name].annotation
         # `papermill -p rates '[.2, .3]'` and YAML's `1e-4` both arrive as text.
-        if isinstance(value, str) and cls.model_fields[info.field_name].annotation is not str:
+        if isinstance(value, str) and kind is not str:
             with contextlib.suppress(yaml.YAMLError):
                 return yaml.safe_load(value)
-        return value
+        return kind.nested(value) if isinstance(kind, type) and issubclass(kind, Params) else value
 
     @classmethod
     def check(cls, values: Mapping[str, Any]) -> Self:
@@ -76,6 +77,39 @@ class Params(BaseModel):
             return cls(**values)
         except ValidationError as error:
             raise ParameterError("\n".join(_explain(cls, item) for item in error.errors())) from None
+
+    def but(self, **changes: Any) -> Self:
+        """These parameters with some of them changed, checked."""
+        return self.check({**dict(self), **changes})
+
+    @classmethod
+    def nested(cls, values: Any) -> Any:
+        """For parameters within others: mistakes are told with the names that are allowed here."""
+        try:
+            return cls.check(values) if isinstance(values, Mapping) else values
+        except ParameterError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+
+
+class OfFiles(Params):
+    """Parameters that name files of your own: `fingerprint` follows from the content of these files, so that changed
+    files are another result. Given with other parameters of a result, it has to be that of the files as they are now.
+    """
+
+    fingerprint: str = ""
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the files are, and a digest of each; raises what is wrong with them."""
+        raise TypeError(f"{type(self).__name__} names no files")
+
+    @model_validator(mode="after")
+    def _of_these_files(self) -> Self:
+        now = self.fingerprints()
+        for (what, current), then in zip(now.items(), self.fingerprint.split("-"), strict=False):
+            if then not in ("", current):
+                raise ValueError(f"the files of {what} have changed since: their fingerprint was {then}, is {current}")
+        object.__setattr__(self, "fingerprint", "-".join(now.values()))
+        return self
 
 
 def _explain(model: type[Params], item: Mapping[str, Any]) -> str:
@@ -89,7 +123,7 @@ def _explain(model: type[Params], item: Mapping[str, Any]) -> str:
         return f"unknown parameter {name!r}: {hint}Allowed are {', '.join(allowed)}."
     if item["type"] == "missing":
         return f"parameter {name!r} is missing. Allowed are {', '.join(allowed)}."
-    return f"parameter {name!r} = {item['input']!r}: {item['msg']}."
+    return f"parameter {name!r} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}."
 
 
 # --- results ----------------------------------------------------------------------------------------------------

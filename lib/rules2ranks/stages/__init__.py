@@ -2,7 +2,8 @@
 
 import importlib
 
-_HOMES = {
+#: The stages, and the modules they live in.
+HOMES = {
     "pretrain": "learning",
     "downstream": "transfer",
     "inspect": "inspecting",
@@ -16,6 +17,6 @@ _HOMES = {
 
 def __getattr__(name: str):
     # A stage is imported when first asked for, so that what needs no torch does not wait for it.
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"rules2ranks.stages.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'rules2ranks.stages' has no attribute {name!r}; its stages are {', '.join(_HOMES)}")
+    if name in HOMES:
+        return getattr(importlib.import_module(f"rules2ranks.stages.{HOMES[name]}"), name)
+    raise AttributeError(f"module 'rules2ranks.stages' has no attribute {name!r}; its stages are {', '.join(HOMES)}")

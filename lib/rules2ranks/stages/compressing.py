@@ -1,202 +1,258 @@
-"""Stages that compress: prune a model, recover it with LoRA, and see how far a rule's model can be pruned."""
+"""Stages that compress: prune a model, recover it, and see how far a rule's model can be pruned."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from rules2ranks import models, pruning, recovery, training
+from rules2ranks import decoders, models, pruning, recovery, runs, training
+from rules2ranks.configuration import Shapes, by_matrix
 from rules2ranks.runs import stage
 from rules2ranks.stages import learning
-from rules2ranks.stages.language_suite import language
-from rules2ranks.stages.learning import CHECKPOINT, WEIGHTS, draw_seed, pretrain
-from rules2ranks.stages.parameters import Importance, Rate, Seed, Share, Size, Spread, Steps
-from rules2ranks.stages.subjects import SHIPPED_WEIGHTS, Base, Subject, subject
+from rules2ranks.stages.learning import CHECKPOINT, WEIGHTS, Pretraining, draw_seed
+from rules2ranks.stages.parameters import Rate, Seed, Share, Size, Spread, Steps
+from rules2ranks.stages.subjects import SHIPPED_WEIGHTS, Base, Batch, Subject, subject
+from rules2ranks.training import Schedule
 
 Protect = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
-LayerRank = Annotated[int, Field(ge=0, le=256)]
-#: One rank for all layers, one for each, or one for each matrix by its name (matrices without one get no adapter).
-Ranks = LayerRank | list[LayerRank] | dict[str, LayerRank]
-#: How an adapter starts, or that its ranks move: `recovery.add_lora`, `recovery.add_adalora`.
-Method = Literal["lora", "pissa", "eva", "adalora"]
+MatrixRank = Annotated[int, Field(ge=0, le=256)]
 
 
-def _sliced(given: Subject, scored: Any, ratio: float, how: dict[str, Any], seed: int) -> nn.Module:
-    """A pruned copy. `how`: spread, standardise, protect and compensate, as `prune` takes them."""
-    batches, options = given.calibration(seed), {"positions": given.positions}
-    blocks = means = None
-    if how["spread"] == "importance":
-        blocks = pruning.block_importance(given.model, batches, given.loss, **options)
-    if how["compensate"]:
-        means = scored.means or pruning.input_means(given.model, batches, given.loss, **options)
-    plan = pruning.plan(
-        given.model,
-        scored,
-        ratio,
-        spread=how["spread"],
-        protect=how["protect"],
-        blocks=blocks,
-        standardise=how["standardise"],
-    )
-    return pruning.prune(given.model, plan, means=means)
-
-
-def _scored(given: Subject, kind: Importance, seed: int) -> Any:
-    """Importance of every group, from the calibration batches."""
-    batches = given.calibration(seed)
-    return pruning.importance(given.model, batches, given.loss, kind, seed=seed, positions=given.positions)
-
-
-@stage(version=2, uses=(pretrain, language), reads=(SHIPPED_WEIGHTS,))
-def prune(
-    work: Path,
-    base: Base = "language",
-    ratio: Share = 0.5,
-    spread: Spread = "uniform",
-    importance: Importance = "taylor",
-    standardise: bool = False,
-    compensate: bool = False,
-    protect: Protect = (1, 1),
-    seed: Seed = 0,
-) -> dict:
-    """Remove whole groups from a model until `ratio` of all its parameters are gone.
+class Pruning(runs.Params):
+    """Remove whole groups until `ratio` of all the model's parameters are gone.
 
     `standardise` makes scores comparable over layers before a global ranking, as FLAP's authors do with theirs;
     `compensate` adds what removed inputs contributed on average to the biases (FLAP), whatever the importance.
+    `protect` counts the layers that stay whole at the beginning and at the end.
+    """
+
+    base: Base = "language"
+    ratio: Share = 0.5
+    spread: Spread = "uniform"
+    importance: pruning.Importance = "taylor"
+    standardise: bool = False
+    compensate: bool = False
+    protect: Protect = (1, 1)
+    seed: Seed = 0
+
+    def reads(self) -> tuple[Path, ...]:
+        return (SHIPPED_WEIGHTS,) if self.base == "language" else ()
+
+
+class HowRecovered(runs.Params):
+    """How a pruned model is recovered, whatever its ranks. `method` is one of `recovery.METHODS`; `kl` asks for the
+    distance to the unpruned model.
+
+    The rate is LoRA's best of 1e-3, 3e-3, 1e-2 and 2e-2 for a uniform rank 2 at half the parameters removed, by the
+    loss on the search examples; EVA's is the same, PiSSA's 3e-3, AdaLoRA's 2e-2 (two seeds).
+    """
+
+    method: Literal[*recovery.METHODS] = "lora"
+    steps: Steps = 60
+    batch: Size = 28
+    examples: Size = 1400
+    lr: Rate = 1e-2
+    kl: bool = True
+
+
+class Recovery(HowRecovered):
+    """Recover a pruned model: `ranks` for all matrices, for those of each layer, or for each matrix by its name.
+
+    However ranks are given, they are kept by matrix and without zeros, so that equal choices are one result. Training
+    takes `steps`, or ends at `stop` of them on the same schedule: a lower fidelity, from which a longer one goes on.
+    """
+
+    pruned: Pruning
+    ranks: MatrixRank | list[MatrixRank] | dict[str, MatrixRank] = 2
+    stop: Steps | None = None
+    seed: Seed = 0
+
+    @property
+    def base(self) -> Any:
+        """The model that was pruned."""
+        return self.pruned.base
+
+    @model_validator(mode="after")
+    def _canonical(self) -> Self:
+        if self.stop is not None and self.stop > self.steps:
+            raise ValueError(f"stop ({self.stop}) must not be beyond the schedule's steps ({self.steps})")
+        object.__setattr__(self, "stop", None if self.stop == self.steps else self.stop)
+        object.__setattr__(self, "ranks", by_matrix(self.ranks, subject(self.base).shapes.names))
+        return self
+
+
+class Fragility(runs.Params):
+    """Prune one rule's model at several ratios, each time from the whole model, without recovery."""
+
+    base: Pretraining
+    ratios: list[Share]
+    spread: Spread = "global"
+    importance: pruning.Importance = "taylor"
+    seed: Seed = 0
+
+
+@stage(version=2)
+def prune(work: Path, given: Pruning) -> dict:
+    """Remove whole groups from a model until a share of all its parameters is gone: see `Pruning`.
 
     Metrics: parameters, FLOPs and file size before and after, held-out scores before and after, what each layer kept.
     Files: the pruned checkpoint that `pruning.load_pruned` reads (a model of rows: its weights and sizes), and beside
     it a model's own tokenizer.
     """
-    with training.reproducible(seed):
-        given = subject(base)
-        how = {"spread": spread, "standardise": standardise, "protect": protect, "compensate": compensate}
-        before = given.evaluate("report")
-        pruned = _sliced(given, _scored(given, importance, seed), ratio, how, seed)
-        after = given.evaluate("report", pruned)
+    with training.reproducible(given.seed):
+        about = subject(given.base)
+        before = about.evaluate("report")
+        pruned = _sliced(about, _scored(about, given), given)
+        after = about.evaluate("report", pruned)
     if isinstance(pruned, PreTrainedModel):
         pruning.save_pruned(pruned, work)
     else:
         models.save_weights(pruned, work / WEIGHTS)
-    for path in given.beside:
+    for path in about.beside:
         shutil.copyfile(path, work / path.name)
     sizes = pruning.sizes(pruned)
-    return {**pruning.report(given.model, pruned), "before": before, "after": after, "sizes": sizes}
+    return {**pruning.report(about.model, pruned), "before": before, "after": after, "sizes": sizes}
 
 
-def load_pruned(pruned: Any) -> nn.Module:
-    """The model of a pruning result, pruned if need be. `pruned` are `prune.Params`."""
-    result = prune(**pruned.model_dump())
-    if not isinstance(pruned.base, pretrain.Params):
+def _scored(about: Subject, given: Pruning | Fragility) -> pruning.Scores:
+    """Importance of every group, from the calibration batches."""
+    batches = about.calibration(given.seed)
+    return pruning.importance(
+        about.model, batches, about.loss, given.importance, seed=given.seed, positions=about.positions
+    )
+
+
+def _sliced(about: Subject, scored: pruning.Scores, given: Pruning) -> nn.Module:
+    """A pruned copy."""
+    batches, options = about.calibration(given.seed), {"positions": about.positions}
+    blocks = means = None
+    if given.spread == "importance":
+        blocks = pruning.block_importance(about.model, batches, about.loss, **options)
+    if given.compensate:
+        means = scored.means or pruning.input_means(about.model, batches, about.loss, **options)
+    how = {"spread": given.spread, "protect": given.protect, "blocks": blocks, "standardise": given.standardise}
+    return pruning.prune(about.model, given.ratio, scored, **how, means=means)
+
+
+def load_pruned(given: Pruning) -> nn.Module:
+    """The model of a pruning result, pruned if need be, on the device."""
+    result = prune(given)
+    if not isinstance(given.base, Pretraining):
         return pruning.load_pruned(result.folder).to(training.device()).eval()
-    model = pruning.resize(learning.untrained(pruned.base), result.metrics["sizes"])
+    model = pruning.resize(learning.untrained(given.base), result.metrics["sizes"])
     models.load_weights(model, result.file(WEIGHTS))
     return model.eval()
 
 
-def _adapted(
-    model: nn.Module, ranks: Ranks, method: Method, given: Subject, pool: Sequence[torch.Tensor], steps: int, seed: int
-) -> tuple[nn.Module, training.Loss, Callable[[int], None] | None]:
-    """The model with the adapter of a method, before training; its loss, and what is done after each step."""
-    if method == "adalora":
-        adapted = recovery.add_adalora(model, ranks, steps=steps, seed=seed)
-        return adapted, recovery.with_orthogonality(given.loss), partial(recovery.allocate, adapted)
-    parts = max(1, len(pool[0]) // (given.at_once or 64))  # EVA looks at all of the pool, some examples at a time
-    fed = {"batches": list(zip(*(p.tensor_split(parts) for p in pool), strict=True)), "positions": given.positions}
-    return recovery.add_lora(model, ranks, start=method, loss=given.loss, seed=seed, **fed), given.loss, None
+def pruned_shapes(given: Pruning) -> Shapes:
+    """The shapes of a pruned model; no weights are read for them."""
+    return decoders.shapes(pruning.resize(subject(given.base).skeleton(), prune(given).metrics["sizes"]))
 
 
-@stage(version=2, uses=(prune,))
-def recover(
-    work: Path,
-    pruned: prune.Params,
-    ranks: Ranks = 2,
-    method: Method = "lora",
-    steps: Steps = 60,
-    batch: Size = 28,
-    examples: Size = 1400,
-    lr: Rate = 1e-2,
-    kl: bool = True,
-    seed: Seed = 0,
-) -> dict:
-    """Recover a pruned model with LoRA adapters: one rank for all layers, or one for each.
+@stage(version=2)
+def recover(work: Path, given: Recovery) -> dict:
+    """Recover a pruned model with adapters: see `Recovery`.
 
-    `method` is how they start (LoRA, PiSSA, EVA: `recovery.add_lora`), or AdaLoRA, which moves the ranks about their
-    mean as it trains (`recovery.add_adalora`). AdaLoRA begins anew when interrupted; the losses in its history include
-    its regulariser.
-
-    Every adapter learns from `examples` training examples drawn from `seed`. The rate is LoRA's best of 1e-3, 3e-3,
-    1e-2 and 2e-2 for a uniform rank 2 at half the parameters removed, by the loss on the search examples; EVA's is the
-    same, PiSSA's 3e-3, AdaLoRA's 2e-2 (two seeds).
+    Every adapter learns from the same number of training examples drawn from the seed. A method that cannot go on
+    after an interruption begins anew (`resumes`); the losses in AdaLoRA's history include its regulariser.
 
     Metrics: held-out scores (those named `search_…` on the examples that a search may look at, `search_kl` in nats to
     the unpruned model where `kl` asks for it; the others on those that only reports look at), trained parameters (of
     AdaLoRA those of the ranks that it kept, and as `peak_parameters` those that it began with), history.
-    Files: the adapter in PEFT's own format, an ordinary LoRA.
+    Files: the adapter in PEFT's own format, an ordinary LoRA; after a `stop`, the checkpoint to go on from.
     """
-    given = subject(pruned.base)
-    with training.reproducible(seed):
-        pool = given.draw(examples, draw_seed(seed, 0, 0))
-        adapted, loss, after_step = _adapted(load_pruned(pruned), ranks, method, given, pool, steps, seed)
-
-        def some(step: int) -> tuple[torch.Tensor, ...]:
-            chosen = torch.Generator().manual_seed(draw_seed(seed, 0, step))
-            rows = torch.randint(len(pool[0]), (batch,), generator=chosen).to(pool[0].device)
-            return tuple(part[rows] for part in pool)
-
+    about, method = subject(given.base), recovery.METHODS[given.method]
+    checkpoint = work / CHECKPOINT if method.resumes else None
+    if checkpoint and not checkpoint.is_file() and (sooner := _stopped_sooner(given)):
+        shutil.copyfile(sooner.file(CHECKPOINT), checkpoint)
+    with training.reproducible(given.seed):
+        pool = about.draw(given.examples, draw_seed(given.seed, 0, 0))
+        adapted = method.add(load_pruned(given.pruned), given.ranks, _looked_at(given, about, pool))
         history = training.train(
             adapted,
-            some,
-            loss,
-            steps=steps,
-            lr=lr,
-            seed=seed,
-            after_step=after_step,
-            checkpoint=None if after_step else work / CHECKPOINT,
+            _batches(given, pool),
+            method.loss(about.loss),
+            Schedule(given.steps, given.lr, stop=given.stop),
+            seed=given.seed,
+            after_step=method.after_step(adapted),
+            checkpoint=checkpoint,
             label="recover",
         )
-        search, report = given.evaluate("search", adapted), given.evaluate("report", adapted)
-        for_search = {f"search_{name}": search[name] for name in ("loss", "accuracy")}
-        if kl:
-            for_search["search_kl"] = given.divergence("search", adapted)
-    recovery.save_adapter(adapted, work)
-    (work / CHECKPOINT).unlink(missing_ok=True)
-    peak = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    counted = {"trained_parameters": peak}
-    if method == "adalora":
-        counted = {"trained_parameters": recovery.kept_parameters(adapted), "peak_parameters": peak}
-    return {**report, **for_search, **counted, "history": asdict(history)}
+        scores = _recovered_scores(about, adapted, given.kl)
+    method.save(adapted, work)
+    if given.stop is None:
+        (work / CHECKPOINT).unlink(missing_ok=True)
+    elif checkpoint:
+        _note_stop(given)
+    return {**scores, **method.counts(adapted), "history": asdict(history)}
 
 
-@stage(version=2, uses=(pretrain,))
-def fragility(
-    work: Path,
-    base: pretrain.Params,
-    ratios: list[Share],
-    spread: Spread = "global",
-    importance: Importance = "taylor",
-    seed: Seed = 0,
-) -> dict:
+def _looked_at(given: Recovery, about: Subject, pool: Batch) -> recovery.Given:
+    """What a method may look at: the pool in parts of some examples, the loss, the schedule's length, the seed."""
+    parts = max(1, len(pool[0]) // (about.at_once or 64))
+    batches = list(zip(*(tensor.tensor_split(parts) for tensor in pool), strict=True))
+    return recovery.Given(
+        seed=given.seed, steps=given.steps, loss=about.loss, batches=batches, positions=about.positions
+    )
+
+
+def _batches(given: Recovery, pool: Batch) -> Callable[[int], Batch]:
+    """The batch of each step: examples of the pool, drawn with replacement."""
+
+    def batch(step: int) -> Batch:
+        generator = torch.Generator().manual_seed(draw_seed(given.seed, 0, step))
+        rows = torch.randint(len(pool[0]), (given.batch,), generator=generator).to(pool[0].device)
+        return tuple(tensor[rows] for tensor in pool)
+
+    return batch
+
+
+def _recovered_scores(about: Subject, adapted: nn.Module, kl: bool) -> dict[str, float]:
+    search, report = about.evaluate("search", adapted), about.evaluate("report", adapted)
+    found = {**report, **{f"search_{name}": search[name] for name in ("loss", "accuracy")}}
+    return found | ({"search_kl": about.divergence("search", adapted)} if kl else {})
+
+
+def _stops(given: Recovery) -> Path:
+    """A folder with a file for every step at which this schedule has been stopped."""
+    whole = given.model_copy(update={"stop": None})
+    return runs.root() / recover.name / f".stops-{runs.key(whole.model_dump(mode='json'), recover.versions(whole))}"
+
+
+def _note_stop(given: Recovery) -> None:
+    _stops(given).mkdir(parents=True, exist_ok=True)
+    (_stops(given) / str(given.stop)).touch()
+
+
+def _stopped_sooner(given: Recovery) -> runs.Result | None:
+    """The longest finished recovery on the same schedule that stopped before this one is to."""
+    stops = (int(mark.name) for mark in _stops(given).glob("[0-9]*"))
+    sooner = (given.model_copy(update={"stop": stop}) for stop in sorted(stops, reverse=True))
+    end = given.stop or given.steps
+    return next((found for each in sooner if each.stop < end and (found := recover.find(each))), None)
+
+
+@stage(version=2)
+def fragility(work: Path, given: Fragility) -> dict:
     """Prune one rule's model at several ratios, each time from the whole model, without recovery.
 
     Metrics: a row for each ratio, 0 first, with the share really removed and the held-out scores; and the loss of the
     untrained model, against which the loss of what was learnt is measured.
     """
-    with training.reproducible(seed):
-        given = subject(base)
-        scored = _scored(given, importance, seed)
-        curve = [{"ratio": 0.0, "removed": 0.0, **given.evaluate("report")}]
-        for ratio in sorted(ratios):
-            how = {"spread": spread, "standardise": False, "protect": (0, 0), "compensate": False}
-            pruned = _sliced(given, scored, ratio, how, seed)
-            removed = 1 - models.parameter_count(pruned) / models.parameter_count(given.model)
-            curve.append({"ratio": ratio, "removed": removed, **given.evaluate("report", pruned)})
-        untrained = given.evaluate("report", learning.untrained(base))["loss"]
+    with training.reproducible(given.seed):
+        about = subject(given.base)
+        scored = _scored(about, given)
+        curve = [{"ratio": 0.0, "removed": 0.0, **about.evaluate("report")}]
+        shared = {name: getattr(given, name) for name in ("base", "spread", "importance", "seed")}
+        for ratio in sorted(given.ratios):
+            pruned = _sliced(about, scored, Pruning(**shared, ratio=ratio, protect=(0, 0)))
+            removed = 1 - models.parameter_count(pruned) / models.parameter_count(about.model)
+            curve.append({"ratio": ratio, "removed": removed, **about.evaluate("report", pruned)})
+        untrained = about.evaluate("report", learning.untrained(given.base))["loss"]
     return {"curve": curve, "untrained_loss": untrained}

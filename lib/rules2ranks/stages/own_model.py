@@ -1,7 +1,7 @@
 """A causal language model of your own: what the stages made of it as one folder to use, and on public benchmarks.
 
 `stages.prune(base={"model": ..., "data": ...}, ratio=...)` and `stages.recover(pruned=...)` take it as they take any
-base: see `subjects.OwnModel`. `demo` makes a small model and texts to try all this on.
+base: see `own_texts.OwnModel`. `demo` makes a small model and texts to try all this on.
 """
 
 import hashlib
@@ -11,10 +11,10 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -24,10 +24,10 @@ from transformers import PreTrainedTokenizerFast
 from rules2ranks import checkpoints, models, pruning, recovery, runs, training
 from rules2ranks.evaluation import benchmarks
 from rules2ranks.runs import stage
-from rules2ranks.stages import compressing
-from rules2ranks.stages.compressing import prune, recover
+from rules2ranks.stages.compressing import Pruning, Recovery, load_pruned, recover
+from rules2ranks.stages.own_texts import OwnModel, tokenizer_of
 from rules2ranks.stages.parameters import Seed, Size
-from rules2ranks.stages.subjects import SHIPPED, OwnModel, in_its_words, tokenizer_of
+from rules2ranks.stages.subjects import SHIPPED
 from rules2ranks.tasks import language as suite
 
 ADAPTER = "adapter"
@@ -36,7 +36,7 @@ ADAPTER = "adapter"
 # --- one folder -------------------------------------------------------------------------------------------------
 
 
-def export(recovered: Mapping[str, Any] | runs.Params, folder: str | Path, merged: bool = True) -> Path:
+def export(recovered: Mapping[str, Any] | Recovery, folder: str | Path, merged: bool = True) -> Path:
     """Write what `recover` made of a model of your own as one folder that needs nothing of `runs/`; returns it.
 
     The folder holds the weights as safetensors, the configuration, the sizes of all layers, the tokenizer, and a
@@ -52,19 +52,18 @@ def export(recovered: Mapping[str, Any] | runs.Params, folder: str | Path, merge
     Raises:
         ValueError: the recovered model is none of your own, or the folder holds something else.
     """
-    recovered = _params(recover, recovered)
-    base = _own(recovered.pruned.base)
+    recovered = recovered if isinstance(recovered, Recovery) else Recovery.check(recovered)
+    base = _own(recovered)
     folder = Path(folder).expanduser()
     if folder.exists() and any(folder.iterdir()) and not (folder / "pruning.json").is_file():
         raise ValueError(f"{folder} holds something else than an exported model: name another folder")
-    result = recover(**recovered.model_dump())
+    result = recover(recovered)
     beside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
-    pruned = compressing.load_pruned(recovered.pruned)
     if merged:
-        pruning.save_pruned(recovery.merge(recovery.load_adapter(pruned, result.folder)), beside)
+        pruning.save_pruned(merged_model(recovered), beside)
     else:
-        pruning.save_pruned(pruned, beside)
+        pruning.save_pruned(load_pruned(recovered.pruned), beside)
         (beside / ADAPTER).mkdir()
         for file in result.folder.glob("adapter_*"):
             shutil.copyfile(file, beside / ADAPTER / file.name)
@@ -74,6 +73,12 @@ def export(recovered: Mapping[str, Any] | runs.Params, folder: str | Path, merge
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
     return folder
+
+
+def merged_model(recovered: Recovery) -> nn.Module:
+    """The plain model of a recovery, made if need be: the adapter is added to the pruned weights."""
+    adapter = recover(recovered).folder
+    return recovery.merge(recovery.load_adapter(load_pruned(recovered.pruned), adapter))
 
 
 _README = """# A pruned language model
@@ -99,7 +104,7 @@ How it was made:
 """
 
 
-def _readme(recovered: Any, scores: Mapping[str, Any], merged: bool) -> str:
+def _readme(recovered: Recovery, scores: Mapping[str, Any], merged: bool) -> str:
     return _README.format(
         name=Path(recovered.pruned.base.model).name,
         ratio=recovered.pruned.ratio,
@@ -112,11 +117,8 @@ def _readme(recovered: Any, scores: Mapping[str, Any], merged: bool) -> str:
     )
 
 
-def _params(made_by: runs.Stage, given: Any) -> Any:
-    return made_by.Params.check(given) if isinstance(given, Mapping) else given
-
-
-def _own(base: Any) -> OwnModel:
+def _own(given: Pruning | Recovery | OwnModel) -> OwnModel:
+    base = given if isinstance(given, OwnModel) else given.base
     if not isinstance(base, OwnModel):
         raise ValueError(f"expected a base with a model of your own (model, data), got {base!r}: it has no tokenizer")
     return base
@@ -125,24 +127,21 @@ def _own(base: Any) -> OwnModel:
 # --- public benchmarks ------------------------------------------------------------------------------------------
 
 
-class TaskFolder(runs.Params):
+class TaskFolder(runs.OfFiles):
     """A folder of task configurations of your own, in lm-eval's YAML; its content decides which result is found."""
 
     folder: str
-    fingerprint: str = ""
 
-    @model_validator(mode="after")
-    def _of_these_files(self) -> Self:
-        place = Path(self.folder).expanduser()
-        if not place.is_dir():
-            raise ValueError(f"there is no folder {place.absolute()}")
-        files = (path for path in sorted(place.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
-        text = "".join(f"{path.relative_to(place)} {checkpoints.sha256(path)}\n" for path in files)
-        now = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if self.fingerprint not in ("", now):
-            raise ValueError(f"the tasks have changed since: their fingerprint was {self.fingerprint}, is {now}")
-        object.__setattr__(self, "fingerprint", now)
-        return self
+    @property
+    def place(self) -> Path:
+        return Path(self.folder).expanduser()
+
+    def fingerprints(self) -> dict[str, str]:
+        if not self.place.is_dir():
+            raise ValueError(f"there is no folder {self.place.absolute()}")
+        files = (p for p in sorted(self.place.rglob("*")) if p.is_file() and "__pycache__" not in p.parts)
+        text = "".join(f"{path.relative_to(self.place)} {checkpoints.sha256(path)}\n" for path in files)
+        return {"tasks": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def _kind(of: Any) -> str:
@@ -152,28 +151,31 @@ def _kind(of: Any) -> str:
 
 #: A model of your own as it is, pruned, or recovered.
 Of = Annotated[
-    Annotated[OwnModel, in_its_words(OwnModel), Tag("whole")]
-    | Annotated[prune.Params, in_its_words(prune.Params), Tag("pruned")]
-    | Annotated[recover.Params, in_its_words(recover.Params), Tag("recovered")],
+    Annotated[OwnModel, BeforeValidator(OwnModel.nested), Tag("whole")]
+    | Annotated[Pruning, BeforeValidator(Pruning.nested), Tag("pruned")]
+    | Annotated[Recovery, BeforeValidator(Recovery.nested), Tag("recovered")],
     Discriminator(_kind),
 ]
 
 
-@stage(version=1, uses=(recover,))
-def benchmark(
-    work: Path,
-    of: Of,
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)] = benchmarks.SEVEN,
-    task_folder: TaskFolder | None = None,
-    fewshot: Annotated[int, Field(ge=0, le=100)] | None = None,
-    limit: Size | None = None,
-    batch: Size = 8,
-    seed: Seed = 0,
-) -> dict:
-    """A model of your own (as it is, pruned or recovered) on public benchmarks through lm-eval: the extra ``llm``.
+class Benchmarking(runs.Params):
+    """A model of your own on public benchmarks: `tasks` are lm-eval's names, `task_folder` holds further ones.
 
-    `of` are `OwnModel`, `prune.Params` or `recover.Params`; `tasks` lm-eval's names, `task_folder` holds further ones.
     `fewshot` None leaves each task's own number (0 for the seven); `limit` takes the first examples only.
+    """
+
+    of: Of
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] = benchmarks.SEVEN
+    task_folder: TaskFolder | None = None
+    fewshot: Annotated[int, Field(ge=0, le=100)] | None = None
+    limit: Size | None = None
+    batch: Size = 8
+    seed: Seed = 0
+
+
+@stage(version=1)
+def benchmark(work: Path, given: Benchmarking) -> dict:
+    """A model of your own (as it is, pruned or recovered) on public benchmarks through lm-eval: the extra ``llm``.
 
     Metrics: per task acc and acc_norm (None where a task does not define it) with their standard errors, n, few-shot
     examples and the task's version; the means over tasks of acc, and of acc_norm with acc in its stead where there is
@@ -183,12 +185,11 @@ def benchmark(
         ImportError, ValueError, OSError: as `evaluation.benchmarks.load_tasks`, before the model is loaded.
         ValueError: the model is none of your own, so it has no tokenizer.
     """
-    base = _own(of if isinstance(of, OwnModel) else of.base if isinstance(of, prune.Params) else of.pruned.base)
-    loaded = benchmarks.load_tasks(tasks, task_folder and Path(task_folder.folder).expanduser())
-    with training.reproducible(seed):
-        found = benchmarks.benchmark(
-            _model(of), tokenizer_of(base.model), loaded, fewshot=fewshot, limit=limit, batch_size=batch, seed=seed
-        )
+    base = _own(given.of)
+    tasks = benchmarks.load_tasks(given.tasks, given.task_folder and given.task_folder.place)
+    how = {"fewshot": given.fewshot, "limit": given.limit, "batch_size": given.batch, "seed": given.seed}
+    with training.reproducible(given.seed):
+        found = benchmarks.benchmark(_model(given.of), tokenizer_of(base.model), tasks, **how)
     scores = found.scores
     return {
         "tasks": {
@@ -209,13 +210,15 @@ def _finite(value: float) -> float | None:
     return None if _nan(float(value)) else float(value)
 
 
-def _model(of: Any) -> nn.Module:
+def _model(of: OwnModel | Pruning | Recovery) -> nn.Module:
     """The model to measure, on the device; an adapter is merged, as in what `export` writes."""
-    if isinstance(of, OwnModel):
-        return models.load_causal_lm(of.model, of.dtype).to(training.device())
-    if isinstance(of, prune.Params):
-        return compressing.load_pruned(of)
-    return recovery.merge(recovery.load_adapter(compressing.load_pruned(of.pruned), recover(**of.model_dump()).folder))
+    match of:
+        case OwnModel():
+            return models.load_causal_lm(of.model, of.dtype).to(training.device())
+        case Pruning():
+            return load_pruned(of)
+        case Recovery():
+            return merged_model(of)
 
 
 # --- to try it on -----------------------------------------------------------------------------------------------

@@ -134,6 +134,12 @@ def encode(
     return tokens, labels
 
 
+def some(tokens: np.ndarray, labels: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`n` different texts of `encode`'s, drawn from `seed`; all of them, in another order, where there are fewer."""
+    rows = np.random.Generator(np.random.Philox(seed)).permutation(len(tokens))[:n]
+    return tokens[rows], labels[rows]
+
+
 def windows(tokens: np.ndarray, labels: np.ndarray, n: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """`n` windows of `length` tokens, drawn from `seed`: each from any text and any place that has something to learn.
 

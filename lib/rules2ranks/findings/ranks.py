@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from rules2ranks import evaluation
-from rules2ranks.stages import rank_tables, reference
+from rules2ranks import evaluation, tables
 
 TABLES = ("rank_adaptor", "rank_settings")
 #: Not at equal parameters: it shows what more rank would bring.
@@ -19,7 +18,7 @@ def differences(table: str = "rank_adaptor", what: str = "loss") -> pd.DataFrame
     parameters in the table, `smallest` effect that would have been found with a power of 0.8, and `vectors`.
     """
     rows = {}
-    frame, _ = reference.read(table)
+    frame, _ = tables.read(table)
     for setting, part in frame.groupby("setting", sort=False):
         mean = part.groupby(["allocator", "report_seed"], sort=False)[what].mean().unstack("allocator").astype(float)
         vectors = part.groupby("allocator").ranks.nunique()
@@ -52,8 +51,8 @@ def curse(table: str = "rank_adaptor") -> pd.DataFrame:
     `promised`: the chosen vector minus the uniform rank on the search's examples under the search's own seed;
     `kept`: the same vectors on the report's examples under fresh seeds.
     """
-    searched, _ = reference.read(f"{table}_search")
-    report, _ = reference.read(table)
+    searched, _ = tables.read(f"{table}_search")
+    report, _ = tables.read(table)
     mean = report.groupby(["setting", "allocator", "which"], dropna=False).loss.mean()
     rows = {}
     for (setting, seed), part in searched.groupby(["setting", "search_seed"], sort=False):
@@ -73,7 +72,7 @@ def best_of_n(setting: str, table: str = "rank_adaptor") -> pd.DataFrame:
     A row for each N, the mean over seeds and over the orders in which the vectors are drawn: what taking the best of
     many noisy measurements shows, and what it is worth.
     """
-    frame, _ = reference.read(table)
+    frame, _ = tables.read(table)
     part = frame[(frame.setting == setting) & (frame.allocator != DOUBLE) & ~frame.allocator.str.startswith("uniform,")]
     wide = part.drop_duplicates(["ranks", "report_seed"]).pivot(index="ranks", columns="report_seed", values="loss")
     uniform = part[part.allocator == "uniform"].ranks.iloc[0]
@@ -96,7 +95,7 @@ def spread_of_vectors(table: str = "rank_adaptor") -> pd.DataFrame:
     All reported vectors at equal parameters under the same report seeds; `ceiling` is the share of the variance under
     one seed that a model of the ranks could explain.
     """
-    frame, _ = reference.read(table)
+    frame, _ = tables.read(table)
     rows = {}
     for setting, part in frame.groupby("setting", sort=False):
         part = part[(part.allocator != DOUBLE) & ~part.allocator.str.startswith("uniform,")]
@@ -121,7 +120,7 @@ def explained(table: str = "rank_adaptor") -> pd.DataFrame:
     def additive(train, values, test):
         return allocation.AdditiveModel.fit(train, values).predict(test)
 
-    searched, _ = reference.read(f"{table}_search")
+    searched, _ = tables.read(f"{table}_search")
     drawn = searched[searched.phase.isin(["random", "offline"])].drop_duplicates(["setting", "search_seed", "ranks"])
     rows = {}
     for (setting, seed), part in drawn.groupby(["setting", "search_seed"], sort=False):
@@ -135,6 +134,6 @@ def explained(table: str = "rank_adaptor") -> pd.DataFrame:
 
 def _vectors(written: pd.Series) -> list[tuple[int, ...]]:
     """Rank vectors of one length: by layer, or by every matrix that some vector names."""
-    read = [rank_tables.read_ranks(text) for text in written]
+    read = [tables.read_ranks(text) for text in written]
     names = sorted({name for ranks in read if isinstance(ranks, dict) for name in ranks})
     return [tuple(ranks.get(name, 0) for name in names) if isinstance(ranks, dict) else tuple(ranks) for ranks in read]

@@ -1,0 +1,73 @@
+"""One result from the command line: one measurement is then one job on a cluster.
+
+python -m rules2ranks list
+python -m rules2ranks show recover
+python -m rules2ranks run recover parameters.yaml
+"""
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from rules2ranks import runs, stages
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m rules2ranks", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the stages, what each does, and how many results of each there are")
+    show = commands.add_parser("show", help="a stage's parameters, with types and defaults, and what it gives")
+    run = commands.add_parser("run", help="make one result, or find it; prints its folder and its metrics as JSON")
+    for command in (show, run):
+        command.add_argument("stage", choices=stages.HOMES, metavar="STAGE", help=", ".join(stages.HOMES))
+    run.add_argument("file", type=Path, help="parameters as .json or .yaml: names and values")
+    asked = parser.parse_args(arguments)
+    if asked.command == "list":
+        return _list()
+    stage = getattr(stages, asked.stage)
+    return _show(stage) if asked.command == "show" else _run(stage, asked.file)
+
+
+def _list() -> int:
+    for name in stages.HOMES:
+        done = sum(1 for _ in (runs.root() / name).glob("[!.]*/provenance.json"))
+        print(f"{name:<11} {inspect.getdoc(getattr(stages, name)).splitlines()[0]} [{done} results in {runs.root()}]")
+    return 0
+
+
+def _show(stage: runs.Stage) -> int:
+    print(f"{inspect.getdoc(stage)}\n\nParameters: {inspect.getdoc(stage.Params)}\n")
+    for name, field in stage.Params.model_fields.items():
+        value = field.get_default(call_default_factory=True)
+        needed = "has to be given" if field.is_required() else f"default {value!r}"
+        print("  " + "; ".join(filter(None, (f"{name}: {_words(field.annotation)}", needed, field.description))))
+    return 0
+
+
+def _words(kind: object) -> str:
+    """A type as one would write it."""
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+
+
+def _run(stage: runs.Stage, file: Path) -> int:
+    try:
+        # JSON is YAML, too.
+        parameters = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        if not isinstance(parameters, dict):
+            raise runs.ParameterError(f"{file} holds no names with values")
+        given = stage.Params.check(parameters)
+    except (OSError, yaml.YAMLError, runs.ParameterError) as error:
+        print(f"{file}: {error}", file=sys.stderr)
+        return 2
+    result = stage(given)
+    print(json.dumps({"folder": str(result.folder), "metrics": result.metrics}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

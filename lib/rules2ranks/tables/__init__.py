@@ -1,0 +1,72 @@
+"""The reference tables in `data/reference/`: read here, remade by `python -m rules2ranks.tables`.
+
+Each table is a sweep over stage results, in a module of its own, with typed settings.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from rules2ranks import runs
+from rules2ranks.configuration import Configuration
+from rules2ranks.published import data_folder
+
+#: A table in the making: a dictionary a row.
+Rows = list[dict[str, Any]]
+
+
+class Reference(NamedTuple):
+    """A table, and beside it how it was made: `settings`, `command`, `seconds` (one thread), versions, machine."""
+
+    table: pd.DataFrame
+    note: dict[str, Any]
+
+
+def place(name: str) -> Path:
+    """Where a table lies; its note has the ending .json."""
+    return data_folder() / "reference" / f"{name}.csv"
+
+
+def read(name: str) -> Reference:
+    """A committed reference table and its note.
+
+    Raises:
+        FileNotFoundError: there is no such table; the message says how to make it.
+    """
+    file = place(name)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there: `make reference` makes it")
+    return Reference(pd.read_csv(file), json.loads(file.with_suffix(".json").read_text()))
+
+
+def among(name: str, asked: Any, available: Sequence[Any]) -> None:
+    """Refuse what a table does not have: a notebook that remakes a part of it can only remake what is there.
+
+    Raises:
+        ParameterError: `asked` (a value, or a list of them) is not among `available`; says what is.
+    """
+    for value in asked if isinstance(asked, list) else [asked]:
+        if value not in available:
+            has = ", ".join(map(str, available))
+            raise runs.ParameterError(f"parameter {name!r} = {value!r}: the reference table has {has}")
+
+
+def written(ranks: Configuration | int, layers: list[list[str]]) -> str:
+    """Ranks as a table holds them: one number for all, one for each layer, or `matrix=rank`, apart by blanks."""
+    if isinstance(ranks, int):
+        return str(ranks)
+    by_layer = [{ranks.ranks.get(name, 0) for name in layer} for layer in layers]
+    if all(len(layer) == 1 for layer in by_layer):
+        return " ".join(str(layer.pop()) for layer in by_layer)
+    return " ".join(f"{name}={ranks.ranks[name]}" for layer in layers for name in layer if name in ranks.ranks)
+
+
+def read_ranks(text: str) -> int | list[int] | dict[str, int]:
+    """What `written` wrote, as `Recovery` takes it."""
+    if "=" not in text:
+        ranks = [int(rank) for rank in text.split()]
+        return ranks if len(ranks) > 1 else ranks[0]
+    return {name: int(rank) for name, _, rank in (part.partition("=") for part in text.split())}

@@ -1,0 +1,204 @@
+"""The reference tables of RankAdaptor: who decides the ranks, at equal trainable parameters, on fresh seeds."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from rules2ranks import runs, search
+from rules2ranks.configuration import Configuration, by_matrix
+from rules2ranks.stages import ranks
+from rules2ranks.stages.compressing import Pruning, Recovery, recover
+from rules2ranks.stages.parameters import Rank, Rate, Seed, Size
+from rules2ranks.stages.ranks import Problem, Question
+from rules2ranks.tables import Rows, read_ranks, written
+from rules2ranks.tables.many import measure, seconds_of, stage_jobs
+
+
+class Setting(Question):
+    """A question, and who is to answer it: controls, searchers and methods, under which seeds."""
+
+    controls: list[Literal[*ranks.CONTROLS]]
+    random: Size
+    searchers: list[Literal[*search.SEARCHERS]]
+    offline: Size
+    rounds: Size
+    candidates: Size
+    search_seeds: list[Seed]
+    report_seeds: list[Seed]
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    def searcher(self, name: str) -> search.Searcher:
+        """The searcher of that name with this setting's sizes, as far as it has any."""
+        kind = search.SEARCHERS[name]
+        known = {field.name for field in fields(kind) if field.init}
+        return kind(**{size: getattr(self, size) for size in ("offline", "candidates") if size in known})
+
+
+class RankTable(runs.Params):
+    """Settings by name; what they share may stand beside them once, and each may say otherwise."""
+
+    settings: dict[str, Setting]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shared(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        shared = {name: value for name, value in values.items() if name != "settings"}
+        return {"settings": {name: Setting.nested(shared | own) for name, own in values.get("settings", {}).items()}}
+
+
+class RecoveryRates(runs.Params):
+    """LoRA of `ranks` and the uniform `rank` by other methods at several rates, `more` of them for the methods."""
+
+    pruned: Pruning
+    ranks: list[Rank]
+    rank: Rank
+    methods: list[str]
+    rates: list[Rate]
+    more: list[Rate]
+    seeds: list[Seed]
+
+    def recoveries(self) -> list[Recovery]:
+        kinds = [("lora", rank, self.rates) for rank in self.ranks]
+        kinds += [(method, self.rank, self.rates + self.more) for method in self.methods]
+        return [
+            Recovery.check({"pruned": self.pruned, "method": method, "ranks": rank, "lr": rate, "seed": seed})
+            for method, rank, rates in kinds
+            for rate in rates
+            for seed in self.seeds
+        ]
+
+
+class Chosen(NamedTuple):
+    """Ranks, who chose them, with which search seed or as which of several, and what else their recoveries take."""
+
+    allocator: str
+    which: int | None
+    ranks: Configuration | int
+    method: dict[str, Any]
+
+
+def table(name: str, settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
+    """Every allocator in every setting: the searches' histories, and all choices recovered again under report seeds."""
+    problems = {name: Problem(setting) for name, setting in settings.settings.items()}
+    measure(stage_jobs("prune", [problem.question.pruned for problem in problems.values()]), workers, "pruning")
+    searched = _searched(settings, workers)
+    asked = [
+        (setting, choice, seed)
+        for setting, problem in problems.items()
+        for choice in _choices(problem, searched[setting])
+        for seed in problem.question.report_seeds
+    ]
+    jobs = [problems[setting].recovery(choice.ranks, seed).but(**choice.method) for setting, choice, seed in asked]
+    results = measure(stage_jobs("recover", jobs), workers, "report")
+    rows = [
+        {"setting": setting, **_row(problems[setting], choice, seed, result)}
+        for (setting, choice, seed), result in zip(asked, results, strict=True)
+    ]
+    history = [row for setting in searched for row in searched[setting]]
+    found = [_found(problems[row["setting"]], row) for row in history]
+    return {name: rows, f"{name}_search": history}, seconds_of([*results, *found])
+
+
+def recovery_rates(settings: RecoveryRates, workers: int) -> tuple[dict[str, Rows], float]:
+    """What the learning rates were chosen by: uniform ranks and methods at several rates, on the search's examples."""
+    results = measure(stage_jobs("recover", settings.recoveries()), workers, "learning rates")
+    scores = ("search_loss", "search_accuracy", "search_kl")
+    rows = [
+        {"method": p["method"], "ranks": max(p["ranks"].values()), "lr": p["lr"], "seed": p["seed"]}
+        | {name: metrics[name] for name in scores}
+        for p, metrics in ((result.params, result.metrics) for result in results)
+    ]
+    return {"recovery_rates": rows}, seconds_of(results)
+
+
+def _searched(settings: RankTable, workers: int) -> dict[str, Rows]:
+    """The histories of all searches, and what uniform scores under their seeds, by setting."""
+    jobs = [
+        (history, {"name": name, "setting": setting, "allocator": kind, "seed": seed})
+        for name, setting in settings.settings.items()
+        for kind in ("uniform", *setting.searchers)
+        # Seeds side by side: searchers of one seed begin with the same vectors and would wait for each other.
+        for seed in setting.search_seeds
+    ]
+    found: dict[str, Rows] = {setting: [] for setting in settings.settings}
+    for rows in measure(jobs, workers, "searches"):
+        found[rows[0]["setting"]] += rows
+    return found
+
+
+def history(name: str, setting: Setting, allocator: str, seed: int) -> Rows:
+    """One search, or the uniform rank under its seed: what the workers are asked for."""
+    problem, about = Problem(setting), {"setting": name, "allocator": allocator, "search_seed": seed}
+    if allocator == "uniform":
+        (uniform,) = problem.control("uniform")
+        loss = recover(problem.recovery(uniform, seed)).metrics["search_loss"]
+        return [about | _trial(problem, 0, uniform, loss, None, "control")]
+    limit = setting.offline + setting.rounds
+    found = ranks.search(setting, setting.searcher(allocator), limit=limit, seed=seed)
+    return [
+        about
+        | _trial(
+            problem,
+            order,
+            problem.space.configuration(trial.point),
+            trial.scores[0],
+            trial.predicted[0] if trial.predicted else None,
+            trial.proposer,
+        )
+        for order, trial in enumerate(found.trials)
+    ]
+
+
+def _trial(problem: Problem, order: int, ranks: Configuration, measured: float, predicted: float | None, phase: str):
+    text = written(ranks, problem.shapes.names)
+    return {"order": order, "ranks": text, "measured": measured, "predicted": predicted, "phase": phase}
+
+
+def _choices(problem: Problem, searched: Rows) -> list[Chosen]:
+    """The controls, the choice of every search, and the uniform rank by other methods."""
+    setting, chosen = problem.question, []
+    for kind in setting.controls:
+        found = problem.control(kind, setting.random)
+        chosen += [Chosen(kind, k if len(found) > 1 else None, ranks, {}) for k, ranks in enumerate(found)]
+    for kind in setting.searchers:
+        for seed in setting.search_seeds:
+            entries = [e for e in searched if (e["allocator"], e["search_seed"]) == (kind, seed)]
+            # The additive model's own choice is the last of its history; the others return the best they measured.
+            best = next((e for e in entries if e["phase"] == "exact"), min(entries, key=lambda e: e["measured"]))
+            ranks = by_matrix(read_ranks(best["ranks"]), problem.shapes.names)
+            chosen.append(Chosen(kind, seed, Configuration(ranks=ranks), {}))
+    uniform = setting.mean_rank
+    methods = setting.methods.items()
+    return chosen + [Chosen(f"uniform, {name}", None, uniform, {"method": name, **how}) for name, how in methods]
+
+
+def _row(problem: Problem, choice: Chosen, seed: int, result: runs.Result) -> dict[str, Any]:
+    given = problem.question
+    scores = {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
+    return {
+        "allocator": choice.allocator,
+        "which": choice.which,
+        "ranks": written(choice.ranks, problem.shapes.names),
+        "report_seed": seed,
+        **{name: value for name, value in scores.items() if not name.startswith("search_")},
+        "ratio": given.pruned.ratio,
+        "spread": given.pruned.spread,
+        "mean_rank": given.mean_rank,
+        "per": given.per,
+    }
+
+
+def _found(problem: Problem, row: dict[str, Any]) -> runs.Result:
+    return recover(problem.recovery(read_ranks(row["ranks"]), row["search_seed"]))
+
+
+def rank_adaptor(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
+    """The full comparison: every allocator where much is pruned, spread in both ways."""
+    return table("rank_adaptor", settings, workers)
+
+
+def rank_settings(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
+    """Fewer allocators in more settings: other shares, budgets, learning rates, units, and another model."""
+    return table("rank_settings", settings, workers)
