@@ -51,7 +51,7 @@ test: $(STAMP) ## lint, unit tests, every notebook from scratch, its metrics and
 	@$(RUN_ENV) tests/run $(CORES)
 
 reference: $(STAMP) ## remake the tables in data/reference/ (goes on where it was stopped)
-	@$(RUN_ENV) python -m rules2ranks.stages.reference --workers $(CORES)
+	@$(RUN_ENV) python -m rules2ranks.tables --workers $(CORES)
 
 refresh: $(STAMP) ## execute the notebooks, write their outputs back without times and noise, renew README's tables
 	@$(RUN_ENV) python workflow/refresh.py $(NOTEBOOKS)

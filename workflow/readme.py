@@ -14,7 +14,8 @@ import shutil
 import pandas as pd
 
 import results
-from rules2ranks.stages import findings, parameters, reference
+from rules2ranks import findings, tables
+from rules2ranks.stages import parameters
 
 README = results.REPOSITORY / "README.md"
 HEADLINE = results.REPOSITORY / "data" / "reference" / "headline.png"
@@ -40,11 +41,11 @@ def notebooks() -> str:
     return findings.markdown(pd.DataFrame(rows).set_index("notebook"))
 
 
-def tables() -> str:
+def reference_tables() -> str:
     """The reference tables: how large, how long, how remade."""
     rows = []
     for path in sorted(HEADLINE.parent.glob("*.json"), key=lambda path: json.loads(path.read_text())["command"]):
-        name, note = path.stem, reference.read(path.stem).note
+        name, note = path.stem, tables.read(path.stem).note
         rows.append(
             {
                 "table": f"`data/reference/{name}.csv`",
@@ -89,7 +90,7 @@ def scorecard() -> str:
     return findings.markdown(findings.scorecard())
 
 
-BLOCKS = {"notebooks": notebooks, "scorecard": scorecard, "tables": tables, "speed": speed}
+BLOCKS = {"notebooks": notebooks, "scorecard": scorecard, "tables": reference_tables, "speed": speed}
 
 
 def written(text: str) -> str:
