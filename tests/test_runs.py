@@ -1,7 +1,9 @@
 """Results: checked parameters, whole folders, damage noticed, one maker per key."""
 
+import hashlib
 import json
 import multiprocessing
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -64,17 +66,39 @@ def test_keys_are_safe_in_any_shell_and_tell_parameters_apart(params):
 made = []
 
 
+class Nothing(runs.Params):
+    """A stage that takes no parameters."""
+
+
+class Number(runs.Params):
+    number: Annotated[int, Field(ge=0)] = 1
+
+
+class Other(runs.Params):
+    text: str = ""
+
+
+class Inner(runs.Params):
+    inner: Number | Other
+
+
 @runs.stage(version=1)
-def doubling(work: Path, number: Annotated[int, Field(ge=0)] = 1) -> dict:
+def doubling(work: Path, given: Number) -> dict:
     """Doubles a number."""
-    made.append(number)
-    (work / "note.txt").write_text(f"twice {number}")
-    return {"double": 2 * number}
+    made.append(given.number)
+    (work / "note.txt").write_text(f"twice {given.number}")
+    return {"double": 2 * given.number}
 
 
-@runs.stage(version=1, uses=(doubling,))
-def quadrupling(work: Path, inner: doubling.Params) -> dict:
-    return {"quadruple": 2 * doubling(**inner.model_dump()).metrics["double"]}
+@runs.stage(version=1)
+def shouting(work: Path, given: Other) -> dict:
+    return {"loud": given.text.upper()}
+
+
+@runs.stage(version=1)
+def building(work: Path, given: Inner) -> dict:
+    """Builds on one of the others, whichever its parameters are for."""
+    return dict(given.inner.stage(given.inner).metrics)
 
 
 def test_a_result_is_made_once_and_found_again():
@@ -85,25 +109,88 @@ def test_a_result_is_made_once_and_found_again():
     assert first.metrics == {"double": 8}
     assert first.file("note.txt").read_text() == "twice 4"
     assert first.provenance["versions"]["numpy"]
+    assert doubling(Number(number=4)) == doubling.find(Number(number=4)) == first
     assert doubling.find(number=5) is None
     with pytest.raises(FileNotFoundError, match=r"note\.txt"):
         first.file("other.txt")
 
 
-def test_stages_nest_and_their_versions_are_part_of_the_key(monkeypatch):
-    before = quadrupling(inner={"number": 3})
-    assert before.metrics == {"quadruple": 12}
+def test_the_version_of_what_is_built_on_is_part_of_the_key_and_no_other(monkeypatch):
+    on_number, on_text = building(inner={"number": 3}), building(inner={"text": "a"})
+    assert (on_number.metrics, on_text.metrics) == ({"double": 6}, {"loud": "A"})
     monkeypatch.setattr(doubling, "version", 2)
-    assert quadrupling(inner={"number": 3}).folder != before.folder
+    assert building(inner={"number": 3}).folder != on_number.folder
+    assert building(inner={"text": "a"}).folder == on_text.folder
 
 
-def test_files_that_a_stage_reads_are_part_of_the_key(tmp_path):
+def test_files_that_decide_a_result_are_part_of_its_key(tmp_path):
     shipped = tmp_path / "shipped"
     shipped.write_text("one")
-    reading = runs.stage(version=1, reads=(shipped,))(lambda work: {})
-    before = reading.versions
+
+    class Reading(runs.Params):
+        shipped: bool = True
+
+        def reads(self):
+            return (shipped,) if self.shipped else ()
+
+    @runs.stage(version=1)
+    def reading(work: Path, given: Reading) -> dict:
+        return {}
+
+    before, without = reading(), reading(shipped=False)
     shipped.write_text("two")
-    assert reading.versions != before
+    assert reading().folder != before.folder
+    assert reading(shipped=False).folder == without.folder
+
+
+def test_a_large_file_is_read_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    """Only what seems unchanged is not read: a change that keeps size and time is found on request."""
+    monkeypatch.setattr(runs, "LARGE", 4)
+    file, small = tmp_path / "large", tmp_path / "small"
+    file.write_text("123456")
+    small.write_text("1234")
+    first, time = runs.sha256(file), file.stat().st_mtime_ns
+    assert first == hashlib.sha256(b"123456").hexdigest()
+    file.write_text("654321")
+    os.utime(file, ns=(time, time))
+    assert runs.sha256(file) == first
+    assert runs.sha256(file, again=True) == hashlib.sha256(b"654321").hexdigest() == runs.sha256(file)
+    file.write_text("1234567")
+    assert runs.sha256(file) == hashlib.sha256(b"1234567").hexdigest()
+    file.rename(tmp_path / "moved")
+    monkeypatch.setattr(hashlib, "file_digest", None)  # whoever reads a file now fails
+    assert runs.sha256(tmp_path / "moved") == hashlib.sha256(b"1234567").hexdigest()
+    with pytest.raises(TypeError):
+        runs.sha256(small)
+
+
+class Folder(runs.OfFiles):
+    folder: Path
+
+    def fingerprints(self):
+        return {"notes": (self.folder / "note").read_text()}
+
+
+def test_changed_files_are_another_result_and_a_noted_fingerprint_has_to_hold(tmp_path):
+    (tmp_path / "note").write_text("abc")
+    before = Folder.check({"folder": tmp_path})
+    assert before.fingerprint == "abc" and Folder.check(dict(before)) == before
+    (tmp_path / "note").write_text("xyz")
+    assert Folder.check({"folder": tmp_path}) != before
+    with pytest.raises(runs.ParameterError, match="files of notes have changed since: their fingerprint was abc"):
+        Folder.check(dict(before))
+
+
+def test_mistakes_in_nested_parameters_are_told_with_the_names_allowed_there():
+    class Outer(runs.Params):
+        inside: Example = Example()
+
+    assert Outer.check({"inside": {"rule": 30}}).inside.rule == 30
+    with pytest.raises(runs.ParameterError, match=r"inside.*unknown parameter 'rul': did you mean 'rule'"):
+        Outer.check({"inside": {"rul": 30}})
+    assert Example().but(rule=30) == Example(rule=30)
+    with pytest.raises(runs.ParameterError, match="less than or equal to 255"):
+        Example().but(rule=300)
 
 
 @pytest.mark.parametrize("damage", ["alter", "remove", "add", "tear"])
@@ -125,7 +212,7 @@ def test_damage_is_named_and_the_result_made_again(damage, capsys):
 
 def test_a_failed_run_leaves_no_result_and_the_next_goes_on_from_its_files():
     @runs.stage(version=1)
-    def faltering(work: Path) -> dict:
+    def faltering(work: Path, given: Nothing) -> dict:
         begun = work / "begun"
         if not begun.exists():
             begun.write_text("half")
@@ -142,7 +229,7 @@ def test_a_failed_run_leaves_no_result_and_the_next_goes_on_from_its_files():
 
 def test_nothing_that_is_not_json_becomes_a_result():
     @runs.stage(version=1)
-    def broken(work: Path) -> dict:
+    def broken(work: Path, given: Nothing) -> dict:
         return {"loss": float("nan")}
 
     with pytest.raises(ValueError, match="JSON"):

@@ -158,7 +158,7 @@ def by_matrix(values: int | Sequence[int] | Mapping[str, int], layers: Sequence[
             raise ValueError(f"no such matrices in the decoder layers: {unknown}; they are named like {names[0]}")
         given = {name: values.get(name, 0) for name in names}
     else:
-        per_layer = [values] * len(layers) if isinstance(values, Integral) else list(values)
+        per_layer = list(values) if isinstance(values, Sequence) else [values] * len(layers)
         if len(per_layer) != len(layers):
             raise ValueError(f"expected {len(layers)} numbers, one per decoder layer, got {len(per_layer)}")
         given = {name: value for layer, value in zip(layers, per_layer, strict=True) for name in layer}
