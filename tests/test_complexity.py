@@ -350,7 +350,8 @@ def test_wolfram_classes():
 def test_table():
     table = complexity.table([30, 204, 0], seeds=range(4), burn_in=3, rows=12)
     assert table.index.tolist() == [30, 204, 0]
-    spreads = [f"{name}_sd" for name in complexity.MEASURES if name not in ("krylov", "langton_lambda")]
+    spreads = [f"{name}_sd" for name, measure in complexity.MEASURES.items() if not measure.of_the_rule]
+    assert len({measure.label for measure in complexity.MEASURES.values()}) == len(complexity.MEASURES)
     assert set(table.columns) == {"wolfram_class", "disputed", *complexity.MEASURES, *spreads}
     runs = [automata.simulate(30, automata.random_states((), 100, seed=s), 11, burn_in=3) for s in range(4)]
     by_hand = {

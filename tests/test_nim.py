@@ -252,13 +252,15 @@ def test_every_task_keeps_the_common_promises(name):
 
 def test_names_and_published_sizes():
     assert tasks.NAMES == (
-        "reasoning-easy",
         "reasoning-hard",
+        "reasoning-easy",
         "reasoning-hard-published",
         "nim",
         "nim-published",
         "chess",
     )
+    assert tasks.CORE == ("reasoning-hard", "reasoning-easy", "nim")
+    assert len({entry.label for entry in tasks.TASKS.values()}) == len(tasks.NAMES)
     assert tasks.get("nim") is tasks.get("nim") == Nim()
     assert tasks.get("nim-published") == Nim(fewest=5, most=15, largest=10)
     boards = tasks.get("reasoning-hard-published")

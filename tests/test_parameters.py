@@ -1,7 +1,8 @@
 """What the set-up cell of a notebook accepts, and where the notebook then writes."""
 
 import json
-from typing import get_args
+import subprocess
+import sys
 
 import pytest
 
@@ -66,8 +67,16 @@ def test_metrics_and_figures_lie_in_a_folder_of_these_parameters():
     assert not other.folder.exists()
 
 
-def test_the_tasks_that_can_be_asked_for_are_those_that_there_are():
-    assert set(get_args(parameters.Task)) == set(tasks.NAMES)
+def test_what_there_is_may_be_chosen_and_nothing_else():
+    for task in tasks.CORE:
+        assert parameters.EdgeOfChaos.check(GIVEN | {"task": task}).task == task
+    with pytest.raises(ParameterError, match="'nim'"):
+        parameters.EdgeOfChaos.check(GIVEN | {"task": "chess"})
+
+
+def test_naming_what_may_be_chosen_needs_neither_torch_nor_matplotlib():
+    code = "import sys, rules2ranks.stages.parameters; print({'torch', 'matplotlib'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from rules2ranks.complexity.classes import wolfram_class, wolfram_classes
 from rules2ranks.complexity.dynamics import krylov, lyapunov_boolean, lyapunov_damage
 from rules2ranks.complexity.entropies import block_entropy, entropy_rate, mutual_information
 from rules2ranks.complexity.patterns import compression, fractal_dimension, lz76, lz76_normalised
-from rules2ranks.complexity.tables import MEASURES, table
+from rules2ranks.complexity.tables import MEASURES, Measure, table
 
 __all__ = [
     "MEASURES",
+    "Measure",
     "block_entropy",
     "compression",
     "entropy_rate",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rules2ranks import runs
+from rules2ranks import runs, tasks
+from rules2ranks.spreads import Spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,10 +25,8 @@ Removed = Annotated[float, Field(gt=0, le=0.66, description="share of all parame
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1, description="learning rate")]
 Rank = Annotated[int, Field(ge=1, le=256, description="LoRA rank")]
-Task = Literal["reasoning-hard", "reasoning-easy", "reasoning-hard-published", "nim", "nim-published", "chess"]
-#: The tasks that the reference table has for every rule.
-CoreTask = Literal["reasoning-hard", "reasoning-easy", "nim"]
-Spread = Literal["uniform", "importance", "global"]
+Task = Literal[*tasks.NAMES]
+CoreTask = Literal[*tasks.CORE]
 Importance = Literal["taylor", "taylor2", "taylor-mixed", "vector", "l1", "l2", "random", "wanda-sp", "flap"]
 
 NOTEBOOKS: dict[str, type["Notebook"]] = {}

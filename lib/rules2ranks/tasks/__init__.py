@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -51,15 +51,35 @@ def _chess() -> Task:
     return Chess()
 
 
-_TASKS: dict[str, Callable[[], Task]] = {
-    "reasoning-easy": lambda: Boards("easy"),
-    "reasoning-hard": lambda: Boards("hard"),
-    "reasoning-hard-published": lambda: Boards(*reasoning.PUBLISHED),
-    "nim": Nim,
-    "nim-published": lambda: Nim(*nim.PUBLISHED),
-    "chess": _chess,
+class Entry(NamedTuple):
+    """How to `make` a task, what a reader calls it (`label`) and what is to be predicted (`meaning`).
+
+    `core` tasks are those that the reference table has for every rule.
+    """
+
+    make: Callable[[], Task]
+    label: str
+    meaning: str
+    core: bool = False
+
+
+#: All tasks, the core ones in the order in which tables show them.
+TASKS: dict[str, Entry] = {
+    "reasoning-hard": Entry(
+        lambda: Boards("hard"), "hard boards", "the next board, as colours and shapes move and turn", core=True
+    ),
+    "reasoning-easy": Entry(
+        lambda: Boards("easy"), "easy boards (ours)", "the next board, as colours alone move", core=True
+    ),
+    "reasoning-hard-published": Entry(
+        lambda: Boards(*reasoning.PUBLISHED), "hard boards (published)", "hard boards of the published size"
+    ),
+    "nim": Entry(Nim, "Nim", "the next word of a game of Nim between optimal players", core=True),
+    "nim-published": Entry(lambda: Nim(*nim.PUBLISHED), "Nim (published)", "games of the published size"),
+    "chess": Entry(_chess, "chess", "the next move of a game of chess"),
 }
-NAMES = tuple(_TASKS)
+NAMES = tuple(TASKS)
+CORE = tuple(name for name, entry in TASKS.items() if entry.core)
 
 
 @cache
@@ -69,6 +89,6 @@ def get(name: str) -> Task:
     Raises:
         ValueError: there is no such task.
     """
-    if name not in _TASKS:
+    if name not in TASKS:
         raise ValueError(f"task must be one of {NAMES}, got {name!r}")
-    return _TASKS[name]()
+    return TASKS[name].make()
