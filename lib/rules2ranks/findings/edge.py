@@ -3,28 +3,26 @@
 import numpy as np
 import pandas as pd
 
-from rules2ranks import complexity, evaluation, tables
+from rules2ranks import complexity, evaluation, tables, tasks
 
-#: What a reader calls our tasks.
-TASKS = {"reasoning-hard": "hard boards", "reasoning-easy": "easy boards (ours)", "nim": "Nim"}
+#: What a reader calls the tasks that the tables have for every rule.
+TASKS = {name: tasks.TASKS[name].label for name in tasks.CORE}
 #: Rules above this many LZ76 phrases are the complex ones; set before any run, where the measure has a gap (59 to 64).
 COMPLEX = 60
 #: Resamples of a table with hundreds of correlations.
 FEW = 2000
-#: What a reader calls the measures of `measures`.
-MEASURES = {
+#: The columns of `measures` that no single measure gives.
+_OWN = {
     "lz76": "LZ76 (100 × 11)",
     "lz76_settled": "LZ76, settled (100 × 200)",
-    "compression": "compression",
-    "entropy": "Shannon entropy",
-    "entropy_rate": "entropy rate",
-    "mutual_information": "mutual information",
-    "fractal_dimension": "fractal dimension",
-    "lyapunov_damage": "Lyapunov, damage speed",
     "defect_growth": "Lyapunov, defect growth",
-    "krylov": "Krylov complexity",
-    "langton_lambda": "Langton's λ",
 }
+_SHOWN = (
+    *("lz76", "lz76_settled", "compression", "entropy", "entropy_rate", "mutual_information"),
+    *("fractal_dimension", "lyapunov_damage", "defect_growth", "krylov", "langton_lambda"),
+)
+#: What a reader calls the columns of `measures`.
+MEASURES = {name: _OWN.get(name) or complexity.MEASURES[name].label for name in _SHOWN}
 
 
 def lz76(rules: list[int]) -> pd.Series:
