@@ -41,7 +41,14 @@ def test_an_unknown_name_stops_in_the_set_up_cell():
 
 
 def test_what_later_cells_set_does_not_matter():
-    later = "import math\nscale = math.pi", "for step in range(3):\n    total = step", "def rul():\n    pass"
+    later = (
+        "import math\nscale = math.pi",
+        "for step in range(3):\n    total = step",
+        "def rul():\n    pass",
+        "few = 3\nmany = 2 * few",
+        "width: int",
+        "'a text'",
+    )
     assert parameters.EdgeOfChaos.check(notebook(DEFAULTS, *later)).rule == 110
 
 

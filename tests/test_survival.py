@@ -1,4 +1,4 @@
-"""Censored training steps against scipy, and the Survival Game against exact power laws."""
+"""Censored training steps against scipy and lifelines, and the Survival Game against exact power laws."""
 
 import subprocess
 import sys
@@ -27,8 +27,8 @@ def censored(steps, reached):
     return stats.CensoredData(uncensored=steps[reached], right=steps[~reached])
 
 
-def test_importing_the_package_loads_neither_torch_nor_lifelines():
-    code = "import sys, rules2ranks.evaluation; print({'torch', 'lifelines', 'lm_eval'} & set(sys.modules))"
+def test_importing_the_package_loads_neither_torch_nor_lm_eval():
+    code = "import sys, rules2ranks.evaluation; print({'torch', 'lm_eval'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
@@ -54,6 +54,31 @@ def test_curves_medians_and_the_log_rank_test_are_scipys(draw):
         assert row.restricted_mean == pytest.approx(np.diff(inner) @ survival.evaluate(inner[:-1]))
     assert found.groups.reached.tolist() == [fast_reached.sum(), slow_reached.sum()]
     assert found.groups.watched.tolist() == [40, 40] and found.horizon == 1200
+
+
+ALL = [1350, 1200, 1450, 1100, 1200, 1100, 1100, 700, 900, 1350, 1400, 1450, 1600, 900, 1000, 1350, 1350]
+FEW, SOME = ([700, 900, 1600, 1600, 1600, 1250], [1, 1, 0, 0, 0, 0]), ([800, 1500, 1600, 900, 1600], [1, 0, 0, 1, 0])
+
+
+def test_groups_are_those_of_lifelines():
+    """Values of lifelines 0.30.0, to the digits that were noted down."""
+    found = time_to_reach(
+        ALL + FEW[0] + SOME[0], [1] * 17 + FEW[1] + SOME[1], ["all"] * 17 + ["few"] * 6 + ["some"] * 5
+    )
+    assert found.p == pytest.approx(0.03835185788245789, rel=1e-9) and found.horizon == 1600
+    theirs = [[17, 17, 1200, 1000, 1350, 1205.8824], [6, 2, np.inf, 700, np.inf, 1333.3333]]
+    theirs += [[5, 2, np.inf, 800, np.inf, 1300]]
+    assert found.groups.to_numpy() == pytest.approx(np.array(theirs), rel=1e-7)
+    curve = found.curves[found.curves.group == "some"].drop(columns="group").to_numpy()
+    theirs = [[0, 1, 1, 1], [800, 0.8, 0.20380926, 0.96917979]]
+    theirs += [[step, 0.6, 0.12573018, 0.88175641] for step in (900, 1500, 1600)]
+    assert curve == pytest.approx(np.array(theirs), rel=1e-7)
+
+
+def test_where_half_got_there_is_the_median_however_shares_are_rounded():
+    for n in range(2, 60, 2):
+        found = time_to_reach(np.arange(1, n + 1), np.ones(n), np.zeros(n))
+        assert found.groups["median"].tolist() == [n // 2]
 
 
 def test_where_fewer_than_half_got_there_the_median_is_infinite():
@@ -109,11 +134,45 @@ def distribution(name, scale, shape):
 def test_parametric_fits_are_scipys(name, draw):
     steps, reached = watched(draw, 900, n=80)
     row = parametric_fits(steps, reached).loc[name]
-    assert (row.scale, row["shape"]) == pytest.approx(FAMILIES[name](censored(steps, reached)), rel=2e-3)
+    assert (row.scale, row["shape"]) == pytest.approx(
+        FAMILIES[name](censored(steps, reached)), rel=2e-3
+    )  # scipy's own search
     ours = distribution(name, row.scale, row["shape"])
     likelihood = ours.logpdf(steps[reached]).sum() + ours.logsf(steps[~reached]).sum()
     assert row.aic == pytest.approx(2 * (1 if name == "exponential" else 2) - 2 * likelihood)
     assert row["median"] == pytest.approx(ours.median())
+
+
+@pytest.mark.parametrize(
+    ("checked_every", "theirs"),
+    [
+        (
+            None,
+            {
+                "weibull": (281.560753, 1254.736446, 1356.256209, 4.710807444),
+                "exponential": (315.7068183, 981.3504811, 1415.789472, 1),
+                "log_normal": (281.169679, 1214.319599, 1214.319599, 0.2637501945),
+                "log_logistic": (281.7850433, 1224.409729, 1224.409729, 6.410684832),
+            },
+        ),
+        (
+            50,
+            {
+                "weibull": (133.7682163, 1231.944408, 1336.456963, 4.501050106),
+                "exponential": (166.3708988, 963.9179633, 1390.639665, 1),
+                "log_normal": (133.0680445, 1191.308503, 1191.308503, 0.2728286125),
+                "log_logistic": (133.6315093, 1200.104016, 1200.104016, 6.205075733),
+            },
+        ),
+    ],
+)
+def test_parametric_fits_are_those_of_lifelines(checked_every, theirs):
+    """Values of lifelines 0.30.0, whose own search stops within some 1e-5 of the best scale and shape."""
+    found = parametric_fits(ALL + SOME[0], [1] * 17 + SOME[1], checked_every=checked_every)
+    expected = pd.DataFrame.from_dict(theirs, orient="index", columns=["aic", "median", "scale", "shape"])
+    pd.testing.assert_frame_equal(found, expected, check_names=False, rtol=1e-5)
+    # No better likelihood was missed: AIC is flat at its lowest, so that it agrees to the digits noted down.
+    assert found.aic.to_numpy() == pytest.approx(expected.aic.to_numpy(), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -214,6 +273,7 @@ def test_a_tail_that_cannot_be_told_has_no_level(draw):
         (lambda: time_to_reach([1, 2], [True, True], ["a", None]), "a label for each of the 2 entries, got 1"),
         (lambda: parametric_fits([1, 9, 9, 9], [1, 0, 0, 0]), "a third must have reached it .* got 25%"),
         (lambda: parametric_fits([1, 2, 9, 9], [1, 1, 0, 0], groups=list("aabb")), "got 0% of b"),
+        (lambda: parametric_fits([5, 5, 3], [1, 1, 0]), "needs steps that differ, got 5 throughout"),
         (lambda: parametric_fits([0, 2], [1, 1]), "steps must be above zero, got 0"),
         (lambda: parametric_fits([1, 2], [1, 1], checked_every=0), "checked_every must be above zero, got 0"),
         (lambda: failures(np.zeros((2, 3)), np.zeros(3, dtype=int)), r"got \(2, 3\) and \(3,\)"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -59,7 +59,6 @@ MEASURES: dict[str, Measure] = {
     "krylov": Measure(dynamics.krylov, "Krylov complexity", of_the_rule=True),
     "langton_lambda": Measure(automata.langton_lambda, "Langton's λ", of_the_rule=True),
 }
-_SUCH_AS = {"rules": "[30, 110]", "seeds": "range(20)", "measures": '["lz76"]'}
 
 
 def table(
@@ -87,10 +86,8 @@ def table(
     Raises ValueError for no rules or no seeds, an unknown measure, fewer than 5 rows or cells, or what
     `automata.simulate` refuses.
     """
-    for name, given in {"rules": rules, "seeds": seeds, "measures": measures}.items():
-        if isinstance(given, str) or not isinstance(given, Iterable):
-            raise ValueError(f"{name} must be a list, such as {_SUCH_AS[name]}; got {given!r}")
-    rules, seeds, measures = list(rules), list(seeds), list(measures)
+    rules, seeds = _listed("rules", rules, "[30, 110]"), _listed("seeds", seeds, "range(20)")
+    measures = _listed("measures", measures, '["lz76"]')
     rows, width = integer("rows", rows, 1), integer("width", width, 1)
     if not rules or not seeds:
         raise ValueError(f"expected at least one rule and one seed; got {len(rules)} rules and {len(seeds)} seeds")
@@ -111,3 +108,9 @@ def table(
         finite = np.where(np.isfinite(values).all(axis=1, keepdims=True), values, np.nan)
         columns[f"{name}_sd"] = finite.std(axis=1, ddof=1) if len(seeds) > 1 else np.nan
     return columns
+
+
+def _listed(name: str, given: Iterable[Any], such_as: str) -> list[Any]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ValueError(f"{name} must be a list, such as {such_as}; got {given!r}")
+    return list(given)

@@ -5,8 +5,8 @@ smallest effect that could be seen; `correlations` relates rules' complexity to 
 `sweet_spot` asks whether a score rises and then falls; `survival` treats the steps until something was learnt, and the
 failures before the right answer; `benchmarks` is a bridge to lm-eval.
 
-Everything resamples from an explicit seed, so the same data give the same interval. Importing this loads neither
-torch nor lifelines: `benchmark` needs the optional extra ``llm``, `time_to_reach` and `parametric_fits` lifelines.
+Everything resamples from an explicit seed, so the same data give the same interval. Importing this does not load
+torch; `benchmark` needs the optional extra ``llm``.
 """
 
 from rules2ranks.evaluation.benchmarks import Benchmark, benchmark

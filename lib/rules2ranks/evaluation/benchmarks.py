@@ -85,7 +85,7 @@ def benchmark(
     Raises:
         ValueError: the tokenizer has neither a start nor an end token; otherwise as `load_tasks`.
     """
-    if isinstance(tasks, str) or not tasks or any(isinstance(task, str | dict) for task in tasks):
+    if not tasks or any(isinstance(task, str | dict) for task in tasks):
         tasks = load_tasks(tasks, task_folder)
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has neither a start nor an end token: lm-eval needs one of them")
@@ -106,6 +106,11 @@ def benchmark(
         torch_random_seed=None,
         fewshot_random_seed=seed,
     )
+    return Benchmark(_scores(results), {package: metadata.version(package) for package in _PACKAGES})
+
+
+def _scores(results: dict[str, Any]) -> pd.DataFrame:
+    """The table of `Benchmark` from what lm-eval returns, groups of tasks left out."""
     metrics = ("acc", "acc_norm", "acc_stderr", "acc_norm_stderr")
     rows = {
         name: {metric: _number(scores.get(f"{metric},none")) for metric in metrics}
@@ -117,8 +122,7 @@ def benchmark(
         for name, scores in results["results"].items()
         if name in results["n-samples"]
     }
-    versions = {package: metadata.version(package) for package in _PACKAGES}
-    return Benchmark(pd.DataFrame.from_dict(rows, orient="index").rename_axis("task"), versions)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")
 
 
 def _number(value: Any) -> float:

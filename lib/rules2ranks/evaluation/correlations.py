@@ -16,6 +16,7 @@ from rules2ranks.evaluation.intervals import (
     check_finite,
     check_lengths,
     check_resampling,
+    constant_side,
     is_constant,
     percentile_interval,
     philox,
@@ -26,7 +27,8 @@ from rules2ranks.evaluation.intervals import (
     two_sided,
 )
 
-Kind = Literal["spearman", "pearson"]
+KINDS = ("spearman", "pearson")
+Kind = Literal[*KINDS]
 
 # Of a side's variance: what the controls leave below this is rounding.
 LEFT = 1e-10
@@ -75,9 +77,8 @@ def correlation(
     n = len(points)
     check_resampling(n, resamples, level, "points")
     means = scores.sum(axis=1) / seeds
-    for name, side in (("x", points), ("y", means)):
-        if is_constant(side):
-            return _undefined(n, f"{name} is constant ({side[0]:g} at all {n} points)")
+    if reason := constant_side(points, means):
+        return _undefined(n, reason)
 
     standard_x, standard_y = _standardise(points, kind), _standardise(means, kind)
     estimate = float(standard_x @ standard_y)
@@ -206,8 +207,8 @@ def holm(p: ArrayLike | pd.Series) -> Floats:
 
 
 def _check_kind(kind: str) -> None:
-    if kind not in ("spearman", "pearson"):
-        raise ValueError(f"kind must be 'spearman' or 'pearson', got {kind!r}")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be {' or '.join(map(repr, KINDS))}, got {kind!r}")
 
 
 def _undefined(n: int, reason: str) -> Correlation:

@@ -139,6 +139,14 @@ def is_constant(values: Floats) -> NDArray[np.bool_]:
     return np.ptp(values, axis=-1) <= 1e-12 * np.abs(values).max(axis=-1)
 
 
+def constant_side(x: Floats, y: Floats) -> str:
+    """Why nothing can be said of y against x: which of them holds one value; empty where neither does."""
+    for name, side in (("x", x), ("y", y)):
+        if is_constant(side):
+            return f"{name} is constant ({side[0]:g} at all {len(side)} points)"
+    return ""
+
+
 def rules_and_seeds(x: ArrayLike, y: ArrayLike | pd.DataFrame) -> tuple[Floats, Floats]:
     """x (n,) and the scores (n, seeds), from y of the shape (n,) or (n, seeds)."""
     points, scores = as_vector(x, "x"), np.asarray(y, dtype=np.float64)

@@ -8,15 +8,12 @@ a model would be wrong before it is right.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize
+from scipy import optimize, special, stats
 
 from rules2ranks.evaluation.intervals import Floats, as_vector
 
@@ -25,6 +22,13 @@ IGNORED = -100
 MIN_ANSWERS = 11
 MIN_TAIL = 50
 MIN_REACHED = 1 / 3
+#: The shapes of waiting: scipy's law of (shape, scale), and how many of scale and shape are free; shape is 1 if not.
+_FAMILIES = {
+    "weibull": (stats.weibull_min, 2),
+    "exponential": (stats.weibull_min, 1),
+    "log_normal": (stats.lognorm, 2),
+    "log_logistic": (stats.fisk, 2),
+}
 
 
 class TimeToReach(NamedTuple):
@@ -69,25 +73,22 @@ def time_to_reach(steps: ArrayLike, reached: ArrayLike, groups: ArrayLike | pd.S
     for the latter (censored); `groups` (n,) labels. With one group, or none that reached it, p is NaN and `reason`
     says so. Raises ValueError for unequal lengths, no entries, negative steps, NaN, or a missing label.
     """
-    from lifelines import KaplanMeierFitter
-    from lifelines.statistics import multivariate_logrank_test
-    from lifelines.utils import median_survival_times, restricted_mean_survival_time
-
     times, events = _watched(steps, reached)
     labels = _labels(groups, len(times))
-    horizon = min(float(times[labels == label].max()) for label in labels.unique())
+    members = {label: (labels == label).to_numpy() for label in labels.unique()}
+    horizon = min(float(times[own].max()) for own in members.values())
     rows, curves = {}, []
-    with _quiet():
-        for label in labels.unique():
-            own = (labels == label).to_numpy()
-            fitted = KaplanMeierFitter().fit(times[own], events[own])
-            low, high = median_survival_times(fitted.confidence_interval_).to_numpy()[0]
-            mean = restricted_mean_survival_time(fitted, t=horizon)
-            median = fitted.median_survival_time_
-            rows[label] = (int(own.sum()), int(events[own].sum()), median, low, high, mean)
-            curves.append(_curve(label, fitted))
-        reason = "only one group" if len(rows) == 1 else "" if events.any() else "nobody reached it"
-        p = math.nan if reason else float(multivariate_logrank_test(times, labels.to_numpy(), events).p_value)
+    for label, own in members.items():
+        curve = _kaplan_meier(times[own], events[own])
+        # The first step at which a column is down to one half; shares are products, hence the margin for rounding.
+        quantiles = (curve.step[curve[name] <= 0.5 + 1e-12].min() for name in ("share_not_yet", "low", "high"))
+        halves = [math.inf if math.isnan(step) else float(step) for step in quantiles]
+        ends = np.append(curve.step[curve.step < horizon], horizon)
+        area = float(np.diff(ends) @ curve.share_not_yet[: len(ends) - 1])
+        rows[label] = (int(own.sum()), int(events[own].sum()), *halves, area)
+        curves.append(curve.assign(group=label)[["group", *curve]])
+    reason = "only one group" if len(rows) == 1 else "" if events.any() else "nobody reached it"
+    p = math.nan if reason else _log_rank(times, events, list(members.values()))
     names = ["watched", "reached", "median", "low", "high", "restricted_mean"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=names).rename_axis("group")
     return TimeToReach(table, p, horizon, pd.concat(curves, ignore_index=True), reason)
@@ -217,20 +218,37 @@ def _labels(groups: ArrayLike | pd.Series, n: int) -> pd.Series:
     return labels
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """lifelines 0.30 calls pandas in ways that the next major version of pandas will refuse."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        yield
+def _arrivals(times: Floats, events: NDArray[np.bool_], steps: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """At each of `steps` how many were still under way, and how many of them got there just then."""
+    return (times >= steps[:, None]).sum(axis=1), ((times == steps[:, None]) & events).sum(axis=1)
 
 
-def _curve(label: Any, fitted: Any) -> pd.DataFrame:
-    low, high = fitted.confidence_interval_.to_numpy().T
-    share = fitted.survival_function_
-    columns = {"step": share.index.to_numpy(), "share_not_yet": share.to_numpy()[:, 0], "low": low, "high": high}
-    return pd.DataFrame({"group": [label] * len(share)} | columns)
+def _kaplan_meier(times: Floats, events: NDArray[np.bool_]) -> pd.DataFrame:
+    """The curve of one group with its 95 % interval: step (from 0 on), share_not_yet, low, high."""
+    steps = np.union1d(0, times)
+    under_way, arrived = _arrivals(times, events, steps)
+    share = np.cumprod((under_way - arrived) / under_way)
+    # Before the first arrival 0 / 0, and where all got there inf / inf: there the ends are the share itself.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = np.cumsum(arrived / (under_way * (under_way - arrived)))
+        factor = np.exp(special.ndtri(0.975) * np.sqrt(variance) / -np.log(share))
+    low, high = (np.where((share > 0) & (share < 1), share**power, share) for power in (factor, 1 / factor))
+    return pd.DataFrame({"step": steps, "share_not_yet": share, "low": low, "high": high})
+
+
+def _log_rank(times: Floats, events: NDArray[np.bool_], members: list[NDArray[np.bool_]]) -> float:
+    """p of arrivals in each group minus those expected if all were alike, against their covariance: chi-squared."""
+    steps = np.unique(times[events])
+    counts = [_arrivals(times[own], events[own], steps) for own in members]
+    under_way, arrived = (np.array(side, dtype=np.float64) for side in zip(*counts, strict=True))  # (groups, steps)
+    everybody, arrivals = under_way.sum(axis=0), arrived.sum(axis=0)
+    share = under_way / everybody
+    excess = (arrived - share * arrivals).sum(axis=1)
+    weighted = share * arrivals * (everybody - arrivals) / np.maximum(everybody - 1, 1)
+    covariance = np.diag(weighted.sum(axis=1)) - weighted @ share.T
+    # Excesses sum to zero, so one direction at least has no variance but rounding.
+    statistic = excess @ np.linalg.pinv(covariance, rcond=1e-10, hermitian=True) @ excess
+    return float(stats.chi2.sf(statistic, len(members) - 1))
 
 
 def _fits(times: Floats, events: NDArray[np.bool_], checked_every: float | None, whose: str) -> pd.DataFrame:
@@ -238,36 +256,39 @@ def _fits(times: Floats, events: NDArray[np.bool_], checked_every: float | None,
     share = events.mean()
     if share < MIN_REACHED:
         raise ValueError(f"a third must have reached it for a parametric fit, got {share:.0%}{whose}")
-    # lifelines starts its search near 1, whatever the unit.
-    unit = float(np.median(times[events]))
-    rows = {}
-    for name, (fitter, parameters) in _fitters().items():
-        with _quiet():
+    if times[events].min() == times.max():
+        raise ValueError(f"a fit needs steps that differ, got {times.max():g} throughout{whose}")
+    rows = {name: _fit(*family, times, events, checked_every) for name, family in _FAMILIES.items()}
+    names = ["aic", "median", "scale", "shape"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=names).rename_axis("model")
+
+
+def _fit(
+    family: stats.rv_continuous, free: int, times: Floats, events: NDArray[np.bool_], checked_every: float | None
+) -> tuple[float, float, float, float]:
+    """aic, median, scale and shape of the most likely law of a family."""
+    arrived, unit = times[events], float(np.median(times[events]))
+
+    def parameters(logs: Floats) -> tuple[float, float, float]:
+        """shape, 0 and scale from log(scale / unit) and, where it is free, log(shape): logs may take any value."""
+        scale, shape = np.exp(np.append(logs, 0.0)[:2]).tolist()
+        return shape, 0.0, unit * scale
+
+    def minus_log_likelihood(logs: Floats) -> float:
+        law = parameters(logs)
+        with np.errstate(all="ignore"):  # far off, likelihoods are zero
             if checked_every is None:
-                fitted = fitter().fit(times / unit, events)
-                # Densities are per step: each that reached it brings one.
-                aic = fitted.AIC_ + 2 * events.sum() * math.log(unit)
+                reached = family.logpdf(arrived, *law)
             else:
-                before = np.where(events, np.maximum(times - checked_every, 0), times)
-                fitted = fitter().fit_interval_censoring(before / unit, np.where(events, times / unit, np.inf))
-                aic = fitted.AIC_
-        scale, shape = parameters(fitted)
-        rows[name] = (float(aic), unit * float(fitted.median_survival_time_), unit * float(scale), float(shape))
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["aic", "median", "scale", "shape"]).rename_axis(
-        "model"
-    )
+                before, after = (family.logsf(ends, *law) for ends in (np.maximum(arrived - checked_every, 0), arrived))
+                reached = before + np.log(-np.expm1(after - before))
+            total = float(reached.sum() + family.logsf(times[~events], *law).sum())
+        return math.inf if math.isnan(total) else -total
 
-
-def _fitters() -> dict[str, tuple[type, Callable[[Any], tuple[float, float]]]]:
-    """lifelines' classes, and the scale and shape of each when fitted."""
-    from lifelines import ExponentialFitter, LogLogisticFitter, LogNormalFitter, WeibullFitter
-
-    return {
-        "weibull": (WeibullFitter, lambda fitted: (fitted.lambda_, fitted.rho_)),
-        "exponential": (ExponentialFitter, lambda fitted: (fitted.lambda_, 1.0)),
-        "log_normal": (LogNormalFitter, lambda fitted: (math.exp(fitted.mu_), fitted.sigma_)),
-        "log_logistic": (LogLogisticFitter, lambda fitted: (fitted.alpha_, fitted.beta_)),
-    }
+    search = {"method": "Nelder-Mead", "options": {"xatol": 1e-8, "fatol": 1e-8}}
+    found = optimize.minimize(minus_log_likelihood, np.zeros(free), **search)
+    shape, _, scale = law = parameters(found.x)
+    return 2 * free + 2 * found.fun, float(family.median(*law)), scale, shape
 
 
 def _exponent(tail: Floats, smallest: int, largest: int) -> tuple[float, float]:

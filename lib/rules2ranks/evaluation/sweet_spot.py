@@ -19,6 +19,7 @@ from rules2ranks.evaluation.intervals import (
     Floats,
     Interval,
     check_resampling,
+    constant_side,
     is_constant,
     percentile_interval,
     philox,
@@ -100,7 +101,7 @@ def two_lines(
     points, scores = rules_and_seeds(x, y)
     check_resampling(len(points), resamples, level, "points")
     means = scores.mean(axis=1)
-    reason = _flat(points, means) or ("x has fewer than 4 values" if len(np.unique(points)) < 4 else "")
+    reason = constant_side(points, means) or ("x has fewer than 4 values" if len(np.unique(points)) < 4 else "")
     if reason:
         return _no_lines(reason)
     break_at = _robin_hood(points, means)
@@ -145,7 +146,7 @@ def quadratic(
     n = len(points)
     check_resampling(n, resamples, level, "points")
     means = scores.mean(axis=1)
-    reason = _flat(points, means) or ("x has fewer than 3 values" if len(np.unique(points)) < 3 else "")
+    reason = constant_side(points, means) or ("x has fewer than 3 values" if len(np.unique(points)) < 3 else "")
     if reason:
         return Quadratic(UNDEFINED, UNDEFINED, math.nan, False, n, reason)
 
@@ -161,13 +162,6 @@ def quadratic(
     inside = float(within.sum() / max(np.count_nonzero(~np.isnan(curvatures)), 1))
     found = bend.high < 0 and float(points.min()) < turn.low and turn.high < float(points.max())
     return Quadratic(bend, turn, inside, bool(found), n)
-
-
-def _flat(points: Floats, means: Floats) -> str:
-    for name, side in (("x", points), ("y", means)):
-        if is_constant(side):
-            return f"{name} is constant ({side[0]:g} at all {len(side)} points)"
-    return ""
 
 
 def _no_lines(reason: str, n_left: int = 0, n_right: int = 0) -> TwoLines:

@@ -55,8 +55,8 @@ class Notebook(runs.Params):
         """
         if "In" in values:
             # nbval runs cells without recording them in In: there all plain values so far are parameters.
-            names = [name for source in values["In"] for name in _assigned(source)] or _plain(values)
-            values = {name: values[name] for name in names if name in values}
+            names = [name for cell in values["In"] for name in _assigned(cell)] or _plain(values)
+            values = {name: value for name, value in values.items() if name in names}
         return super().check(values)
 
     @property
@@ -84,21 +84,26 @@ def folder(name: str, values: Mapping[str, Any]) -> Path:
     return runs.root() / "notebooks" / name / runs.key(values)
 
 
-def _assigned(source: str) -> list[str]:
-    """Names that a cell sets, if all it does is to set names to plain values."""
+def _assigned(cell: str) -> list[str]:
+    """Names that a cell sets, if all it does is to set names to plain values; else none."""
+    names = []
     try:
-        body = ast.parse(source).body
-        for statement in body:
-            ast.literal_eval(statement.value)
-        return [t.id for s in body for t in (s.targets if isinstance(s, ast.Assign) else [s.target])]
-    except (SyntaxError, ValueError, AttributeError, TypeError):
+        for statement in ast.parse(cell).body:
+            match statement:
+                case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, value):
+                    ast.literal_eval(value)
+                    names.append(name)
+                case _:
+                    return []
+    except (SyntaxError, ValueError, TypeError):
         return []
+    return names
 
 
 def _plain(values: Mapping[str, Any]) -> list[str]:
-    """Public names of plain values, IPython's own aside."""
-    plain = bool | int | float | str | list | None
-    return [n for n, v in values.items() if not n.startswith("_") and n not in ("In", "Out") and isinstance(v, plain)]
+    """Public names of plain values, IPython's own list of cells aside."""
+    plain = int | float | str | list | None
+    return [name for name, value in values.items() if name != "In" and name[0] != "_" and isinstance(value, plain)]
 
 
 class StartHere(Notebook, name="00_start_here"):
