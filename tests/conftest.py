@@ -24,3 +24,12 @@ def one_torch_thread() -> Iterator[None]:
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     yield
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A `runs/` of its own for all tests of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RULES2RANKS_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("TQDM_DISABLE", "1")
+        yield

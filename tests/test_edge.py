@@ -1,21 +1,18 @@
 """The makers of reference tables at tiny size: every row is what a stage gives for the parameters that it names."""
 
 import json
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from safetensors.numpy import load_file
 
-from rules2ranks import runs, stages, training
-from rules2ranks.runs import ParameterError, Result
+from rules2ranks import stages
+from rules2ranks.runs import Result
 from rules2ranks.stages import edge, inspecting, learning, many, rank_tables, reference, subjects, transfer
 from rules2ranks.tasks import chess
 
-over_processes = many.measure  # before the fixture below puts another in its place
 TINY = {"width": 8, "rows": 20, "ring": 40, "layers": 1, "heads": 2, "hidden": 16, "steps": 4, "rounds": 1}
 CHAOS = {
     "rules": [204, 110],
@@ -122,7 +119,7 @@ def test_what_was_learnt_stands_beside_what_is_seen_inside(core):
 
 def test_likeness_stands_once_for_each_pair_of_rules(core):
     rows = core[0]["similarity"]
-    bodies = [[learning.pretrain.Params(source=r, seed=s, **TINY) for s in (0, 1)] for r in (204, 110)]
+    bodies = [[learning.Pretraining(source=r, seed=s, **TINY) for s in (0, 1)] for r in (204, 110)]
     found = inspecting.similarity(bodies)
     assert [(row["a"], row["b"]) for row in rows] == [(204, 204), (204, 110), (110, 110)]
     # The same sums in another order.
@@ -219,46 +216,6 @@ def test_without_the_rules_of_chess_nothing_is_begun(monkeypatch):
     monkeypatch.setattr(edge, "pretrainings", lambda *given: pytest.fail("work has begun"))
     with pytest.raises(ImportError, match="the extra chess"):
         edge.edge_ablations(ABLATIONS, 1)
-
-
-# --- many at once -----------------------------------------------------------------------------------------------
-
-
-def test_measurements_of_processes_come_back_in_order_and_a_failure_is_told():
-    """The one test that starts processes."""
-    assert over_processes([(str, {"object": k}) for k in (3, 1, 2)], 2, "counting") == ["3", "1", "2"]
-    with pytest.raises(TypeError, match="divmod"):
-        over_processes([(divmod, {}), (str, {"object": 1})], 1, "failing")
-    assert not multiprocessing.active_children()
-
-
-def test_all_parameters_are_checked_before_any_work():
-    jobs = many.stage_jobs("pretrain", [{"source": 30}, {"source": 110, "steps": 3}])
-    assert jobs == [
-        (many.run_stage, {"name": "pretrain", "parameters": {"source": 30}}),
-        (many.run_stage, {"name": "pretrain", "parameters": {"source": 110, "steps": 3}}),
-    ]
-    with pytest.raises(ParameterError, match="did you mean 'source'"):
-        many.stage_jobs("pretrain", [{"source": 30}, {"sourc": 30}])
-
-
-@pytest.mark.parametrize(
-    ("shape", "at_once"),
-    # A block of h has 12 h² weights in its matrices. Of 64: two are 98,304, so 40 would fit into four million, 32 may.
-    # Of 256: two are 1,572,864, so two fit. Of 512: four are 12.6 million, more than fit at all.
-    [({}, 32), ({"hidden": 256}, 2), ({"hidden": 512, "layers": 4}, 1)],
-)
-def test_a_gpu_trains_as_many_side_by_side_as_fit(monkeypatch, shape, at_once):
-    asked = []
-    monkeypatch.setattr(training, "device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(learning, "pretrain_together", lambda bodies, at_once: asked.append((bodies, at_once)))
-    monkeypatch.setattr(runs.Stage, "__call__", lambda self, **parameters: parameters)
-    small, other = {"source": 30, "layers": 1, "hidden": 16, "heads": 2}, {"source": 30, **shape}
-    found = many.pretrainings([other, small, {**other, "source": 110}], 2)
-    checked = learning.pretrain.Params
-    with_other = [(part, number) for part, number in asked if checked(**other) in part]
-    assert [(checked(**{**other, "source": 110}) in part, number) for part, number in with_other] == [(True, at_once)]
-    assert [each["source"] for each in found] == [30, 30, 110]
 
 
 # --- the shipped entry point ------------------------------------------------------------------------------------

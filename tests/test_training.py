@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 from torch import nn
 
 from rules2ranks import models, stages, training
+from rules2ranks.training import Schedule, Watch
 
 
 def line() -> tuple[nn.Module, callable, callable]:
@@ -39,7 +43,7 @@ def test_it_is_adamw_with_clipping_and_a_schedule():
     model[1].p = 0.0  # the oracle below has no dropout
     oracle, *_ = line()
     oracle[1].p = 0.0
-    training.train(model, batch, loss, steps=7, lr=1e-2, rate=training.cosine(7, 0.3), clip=0.5)
+    training.train(model, batch, loss, Schedule(7, 1e-2, rate=training.cosine(7, 0.3), clip=0.5))
 
     optimiser = torch.optim.AdamW(oracle.parameters(), lr=1e-2, weight_decay=0.0)
     # Two steps up to the peak, five down: written out.
@@ -88,8 +92,8 @@ def test_rounds_without_warm_up_are_sgdr_as_torch_has_it():
 
 def test_without_a_rate_it_is_one_cosine_over_all_steps():
     (one, batch, loss), (other, *_) = line(), line()
-    training.train(one, batch, loss, steps=20, lr=1e-2)
-    training.train(other, batch, loss, steps=20, lr=1e-2, rate=training.cosine(20, 0.1))
+    training.train(one, batch, loss, Schedule(20, 1e-2))
+    training.train(other, batch, loss, Schedule(20, 1e-2, rate=training.cosine(20, 0.1)))
     assert np.array_equal(state(one), state(other))
 
 
@@ -100,12 +104,13 @@ def test_it_stops_after_the_evaluation_that_says_so():
         model,
         lambda step: asked.append(step) or batch(step),
         loss,
-        steps=50,
-        lr=1e-2,
-        log_every=4,
-        evaluate=lambda m: {"training": m.training, "gradients": torch.is_grad_enabled()},
-        evaluate_every=5,
-        until=lambda entry: entry["step"] >= 13,
+        Schedule(50, 1e-2),
+        watch=Watch(
+            evaluate=lambda m: {"training": m.training, "gradients": torch.is_grad_enabled()},
+            every=5,
+            until=lambda entry: entry["step"] >= 13,
+            log_every=4,
+        ),
     )
     assert history.steps == 15
     assert asked == list(range(15))
@@ -115,15 +120,15 @@ def test_it_stops_after_the_evaluation_that_says_so():
     assert not model.training
     # The planned steps decide the rate, wherever it ends.
     short, *_ = line()
-    training.train(short, batch, loss, steps=50, stop=15, lr=1e-2)
+    training.train(short, batch, loss, Schedule(50, 1e-2, stop=15))
     assert np.array_equal(state(short), state(model))
 
 
 def test_a_loss_entry_is_the_mean_since_the_last_one():
     every, batch, loss = line()
     few, *_ = line()
-    single = training.train(every, batch, loss, steps=10, lr=1e-2, log_every=1).loss
-    means = training.train(few, batch, loss, steps=10, lr=1e-2, log_every=4).loss
+    single = training.train(every, batch, loss, Schedule(10, 1e-2), watch=Watch(log_every=1)).loss
+    means = training.train(few, batch, loss, Schedule(10, 1e-2), watch=Watch(log_every=4)).loss
     values = [value for _, value in single]
     assert [step for step, _ in single] == list(range(1, 11))
     expected = [(4, np.mean(values[:4])), (8, np.mean(values[4:8])), (10, np.mean(values[8:]))]
@@ -134,7 +139,8 @@ def test_half_precision_moves_the_weights_a_little():
     def trained(bf16: bool) -> tuple[np.ndarray, list]:
         model = models.RowGPT(6, 6, layers=2, heads=2, hidden=16, rows=10, seed=0)
         before = state(model)
-        history = training.train(model, rows_of_ones_and_zeros(0), error, steps=20, lr=1e-2, bf16=bf16, log_every=1)
+        schedule, watch = Schedule(20, 1e-2, bf16=bf16), Watch(log_every=1)
+        history = training.train(model, rows_of_ones_and_zeros(0), error, schedule, watch=watch)
         return state(model) - before, [value for _, value in history.loss]
 
     (whole, losses), (half, rough) = trained(False), trained(True)
@@ -175,7 +181,7 @@ def test_models_trained_together_are_as_trained_alone(clip):
     # One model learns from rows scaled up: its gradient is much larger, so one norm for all would hurt the others.
     streams = [rows_of_ones_and_zeros(seed) for seed in range(3)]
     scale = [1.0, 1.0, 30.0]
-    settings = {"steps": 25, "lr": 3e-3, "clip": clip, "log_every": 5, "evaluate_every": 10}
+    schedule = Schedule(25, 3e-3, clip=clip)
 
     def batches(place: int, step: int) -> torch.Tensor:
         return torch.cat([streams[place](step)[:, :-1] * scale[place], streams[place](step)[:, -1:]], dim=1)
@@ -193,8 +199,8 @@ def test_models_trained_together_are_as_trained_alone(clip):
         together,
         lambda step: torch.stack([batches(place, step) for place in range(3)]),
         error,
-        evaluate=measured,
-        **settings,
+        schedule,
+        watch=Watch(measured, every=10, log_every=5),
     )
     norms = []
 
@@ -205,7 +211,11 @@ def test_models_trained_together_are_as_trained_alone(clip):
 
     for place, alone in enumerate(fresh()):
         expected = training.train(
-            alone, lambda step, place=place: batches(place, step), noted, evaluate=measured, **settings
+            alone,
+            lambda step, place=place: batches(place, step),
+            noted,
+            schedule,
+            watch=Watch(measured, every=10, log_every=5),
         )
         own = both.member(place, 25)
         assert own.steps == 25
@@ -236,78 +246,124 @@ def test_a_member_of_a_history_ends_where_it_ended():
     assert history.member(0, 30).evaluations[-1] == {"step": 30, "right": 1.0}
 
 
-@pytest.mark.parametrize("stopped", [None, 60])
-def test_interrupted_and_resumed_to_the_same_bits(tmp_path, stopped):
-    """In rounds, and with an evaluation that may end the training: neither minds where it was interrupted."""
+def interrupted_at(step: int, batch):
+    """The batches of a training that is interrupted when it asks for one."""
+
+    def faltering(asked: int):
+        if asked == step:
+            raise InterruptedError
+        return batch(asked)
+
+    return faltering
+
+
+def all_bits(model: nn.Module, checkpoint) -> dict[str, bytes]:
+    """Weights and the optimiser's state, as the bytes that they are."""
+    kept = {name: value.tobytes() for name, value in load_file(checkpoint).items()}
+    return kept | {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("ended", [None, 60])
+def test_interrupted_and_resumed_to_the_same_bits(tmp_path, monkeypatch, ended):
+    """In rounds, with means of losses under way, and with an evaluation that may end the training."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     rate, ends = training.restarts(20, 3)
     whole, batch, loss = line()
-    settings = {
-        **{"steps": ends[-1], "rate": rate, "lr": 1e-2, "evaluate_every": 20},
-        **{"evaluate": lambda m: {"w": float(state(m).sum())}},
-        **{"until": (lambda entry: entry["step"] >= stopped) if stopped else None},
-    }
-    expected = training.train(whole, batch, loss, **settings)
-    assert expected.steps == (stopped or 140)
-
-    class Interrupted(Exception):
-        pass
-
-    def falters(step: int):
-        if step == 51:
-            raise Interrupted
-        return batch(step)
+    schedule = Schedule(ends[-1], 1e-2, rate=rate)
+    watch = Watch(
+        evaluate=lambda m: {"w": float(state(m).sum())},
+        every=20,
+        until=(lambda entry: entry["step"] >= ended) if ended else None,
+        log_every=7,
+    )
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    expected = training.train(whole, batch, loss, schedule, watch=watch, checkpoint=first)
+    assert expected.steps == (ended or 140)
 
     broken, *_ = line()
-    with pytest.raises(Interrupted):
-        training.train(broken, falters, loss, checkpoint=tmp_path / "c.safetensors", checkpoint_seconds=0, **settings)
+    with pytest.raises(InterruptedError):
+        training.train(broken, interrupted_at(51, batch), loss, schedule, watch=watch, checkpoint=second)
     resumed, *_ = line()
     asked = []
-    history = training.train(
-        resumed,
-        lambda step: asked.append(step) or batch(step),
-        loss,
-        checkpoint=tmp_path / "c.safetensors",
-        **settings,
+    again = training.train(
+        resumed, lambda step: asked.append(step) or batch(step), loss, schedule, watch=watch, checkpoint=second
     )
-    assert asked[0] > 40
-    assert np.array_equal(state(resumed), state(whole))
-    assert [tuple(x) for x in history.loss] == expected.loss
-    assert history.evaluations == expected.evaluations
-    assert history.steps == expected.steps
+    assert asked[0] == 51
+    assert all_bits(resumed, second) == all_bits(whole, first)
+    assert again == expected
+    # What is finished is found finished, whether its steps were over or an evaluation ended it.
+    found, *_ = line()
+    assert training.train(found, interrupted_at(0, batch), loss, schedule, watch=watch, checkpoint=second) == expected
+    assert np.array_equal(state(found), state(whole))
 
 
-def test_models_together_resume_to_the_same_bits(tmp_path):
+@settings(max_examples=20)  # each trains up to six times
+@given(
+    stops=st.lists(st.integers(1, 7), min_size=1, max_size=3).map(sorted),
+    log_every=st.integers(1, 9),
+    every=st.none() | st.integers(1, 9),
+    ended=st.none() | st.integers(1, 8),
+)
+def test_a_stop_is_a_place_on_one_schedule(stops, log_every, every, ended):
+    """Stopped and gone on, as often as one likes, is never stopped: weights, optimiser and history, bit for bit."""
+    asked = Watch(
+        evaluate=lambda m: {"w": float(state(m).sum())},
+        every=every,
+        until=(lambda entry: entry["step"] >= ended) if ended else None,
+        log_every=log_every,
+    )
+
+    def run(stop: int | None, checkpoint) -> tuple[nn.Module, training.History]:
+        model, batch, loss = line()
+        schedule = Schedule(8, 1e-2, stop=stop)
+        return model, training.train(model, batch, loss, schedule, watch=asked, checkpoint=checkpoint)
+
+    with TemporaryDirectory() as folder:
+        parts, at_once = Path(folder) / "parts.safetensors", Path(folder) / "whole.safetensors"
+        for stop in stops:
+            model, history = run(stop, parts)
+            # As a reader sees it, a stop is an end like any other.
+            alone, seen = run(stop, None)
+            assert (history, state(model).tobytes()) == (seen, state(alone).tobytes())
+        (last, history), (whole, expected) = run(None, parts), run(None, at_once)
+        assert history == expected
+        assert all_bits(last, parts) == all_bits(whole, at_once)
+
+
+def test_a_checkpoint_from_beyond_the_stop_is_refused(tmp_path):
+    model, batch, loss = line()
+    place = tmp_path / "c.safetensors"
+    training.train(model, batch, loss, Schedule(10, 1e-2, stop=6), checkpoint=place)
+    before = state(model).copy()
+    with pytest.raises(ValueError, match=r"c\.safetensors holds 6 steps, more than those up to the stop at 5"):
+        training.train(model, batch, loss, Schedule(10, 1e-2, stop=5), checkpoint=place)
+    assert np.array_equal(state(model), before)
+
+
+def test_models_together_resume_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+
     def fresh() -> training.Together:
         return training.Together([models.RowGPT(6, 6, layers=1, heads=2, hidden=16, rows=10, seed=s) for s in (0, 1)])
 
     def batch(step: int) -> torch.Tensor:
         return torch.stack([rows_of_ones_and_zeros(seed)(step) for seed in (0, 1)])
 
-    def falters(step: int):
-        if step == 9:
-            raise InterruptedError
-        return batch(step)
-
-    settings = {"steps": 12, "lr": 1e-2, "log_every": 3}
+    schedule, watch, place = Schedule(12, 1e-2), Watch(log_every=3), tmp_path / "c.safetensors"
     whole, broken, resumed = fresh(), fresh(), fresh()
-    expected = training.train(whole, batch, error, **settings)
-    place = tmp_path / "c.safetensors"
+    expected = training.train(whole, batch, error, schedule, watch=watch)
     with pytest.raises(InterruptedError):
-        training.train(broken, falters, error, checkpoint=place, checkpoint_seconds=0, **settings)
-    history = training.train(resumed, batch, error, checkpoint=place, **settings)
+        training.train(broken, interrupted_at(8, batch), error, schedule, watch=watch, checkpoint=place)
+    history = training.train(resumed, batch, error, schedule, watch=watch, checkpoint=place)
     assert np.array_equal(state(resumed), state(whole))
-    assert history.member(1, 12).loss == expected.member(1, 12).loss
+    assert history == expected
 
 
 @pytest.mark.slow
 def test_killed_in_the_middle_and_the_same_result_after_resuming(tmp_path, monkeypatch):
     """The shipped stage, killed with SIGKILL once it has a checkpoint, then called again."""
     asked = {"source": 30, "width": 12, "rows": 16, "hidden": 32, "steps": 200, "rounds": 2}
-    code = (
-        "from rules2ranks import stages, training; import functools;"
-        "training.train = functools.partial(training.train, checkpoint_seconds=0.2);"
-        f"stages.pretrain(**{asked})"
-    )
+    code = f"from rules2ranks import stages, training; training.CHECKPOINT_SECONDS = 0.2;stages.pretrain(**{asked})"
     env = os.environ | {"RULES2RANKS_RUNS": str(tmp_path / "killed"), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen([sys.executable, "-c", code], env=env)
     deadline = time.monotonic() + 120
@@ -334,7 +390,7 @@ def test_only_what_requires_a_gradient_is_trained():
     model, batch, loss = line()
     model[0].requires_grad_(False)
     before = state(model[0])
-    training.train(model, batch, loss, steps=5, lr=1e-1)
+    training.train(model, batch, loss, Schedule(5, 1e-1))
     assert np.array_equal(before, state(model[0]))
     assert not model.training
 
@@ -342,31 +398,50 @@ def test_only_what_requires_a_gradient_is_trained():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"stop": 11}, "between 1 and the 10 steps"),
-        ({"stop": 0}, "between 1 and the 10 steps"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"stop": 11}, "between 1 and the 10 steps, not at 11"),
+        ({"stop": 0}, "between 1 and the 10 steps, not at 0"),
+        ({"lr": 0.0}, "lr must be above 0"),
+        ({"lr": math.inf}, "lr must be above 0 and finite"),
+        ({"lr": math.nan}, "lr must be above 0"),
+        ({"weight_decay": -0.1}, "weight_decay and clip must be 0 or more, got -0.1"),
+        ({"clip": math.nan}, "must be 0 or more, got 0.0 and nan"),
     ],
 )
-def test_impossible_settings_are_refused(change, said):
-    model, batch, loss = line()
+def test_impossible_schedules_are_refused(change, said):
     with pytest.raises(ValueError, match=said):
-        training.train(model, batch, loss, **{"steps": 10, "lr": 1e-2, **change})
+        Schedule(**{"steps": 10, "lr": 1e-2, **change})
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"log_every": 0}, "log_every must be at least 1 step, got 0"),
+        ({"evaluate": len, "every": 0}, "every must be at least 1 step, got 0"),
+        ({"every": 3}, "evaluate is missing"),
+        ({"until": bool}, "evaluate is missing"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused(asked, said):
+    with pytest.raises(ValueError, match=said):
+        Watch(**asked)
 
 
 def test_nothing_to_train_and_a_loss_that_is_not_finite():
     model, batch, loss = line()
     with pytest.raises(FloatingPointError, match="at step 0"):
-        training.train(model, batch, lambda m, b: loss(m, b) * float("inf"), steps=3, lr=1e-2)
+        training.train(model, batch, lambda m, b: loss(m, b) * float("inf"), Schedule(3, 1e-2))
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
-        training.train(model, batch, loss, steps=3, lr=1e-2)
+        training.train(model, batch, loss, Schedule(3, 1e-2))
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     model, batch, loss = line()
     place = tmp_path / "c.safetensors"
-    training.train(model, batch, loss, steps=20, lr=1e-2, checkpoint=place, checkpoint_seconds=0)
+    training.train(model, batch, loss, Schedule(20, 1e-2), checkpoint=place)
     with pytest.raises(ValueError, match="another training"):
-        training.train(model, batch, loss, steps=30, lr=1e-2, checkpoint=place)
+        training.train(model, batch, loss, Schedule(30, 1e-2), checkpoint=place)
     # The same names, of other shapes: 9 hidden units for 8, and an input more.
     for wrong in (
         nn.Sequential(nn.Linear(3, 9), nn.Dropout(0.2), nn.Linear(9, 1)),
@@ -374,11 +449,11 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     ):
         before = state(wrong).copy()
         with pytest.raises(ValueError, match=r"c\.safetensors is a checkpoint of another training: remove it"):
-            training.train(wrong, batch, loss, steps=20, lr=1e-2, checkpoint=place)
+            training.train(wrong, batch, loss, Schedule(20, 1e-2), checkpoint=place)
         assert np.array_equal(state(wrong), before)
     fewer = nn.Sequential(nn.Linear(3, 8, bias=False), nn.Dropout(0.2), nn.Linear(8, 1))
     with pytest.raises(ValueError, match="another training"):
-        training.train(fewer, batch, loss, steps=20, lr=1e-2, checkpoint=place)
+        training.train(fewer, batch, loss, Schedule(20, 1e-2), checkpoint=place)
 
 
 def test_reproducible_leaves_threads_and_random_state_alone():

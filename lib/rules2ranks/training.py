@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from tqdm import tqdm
 Loss = Callable[[nn.Module, Any], Tensor]
 #: The share of the peak learning rate at a step, counted from 0.
 Rate = Callable[[int], float]
+#: Seconds between two checkpoints of a training under way.
+CHECKPOINT_SECONDS = 15.0
 
 
 def _keep_memory() -> None:
@@ -39,6 +41,11 @@ _keep_memory()
 def device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def on_device(arrays: Iterable[np.ndarray]) -> tuple[Tensor, ...]:
+    """Arrays as tensors of the same types, on the device."""
+    return tuple(torch.from_numpy(array).to(device()) for array in arrays)
 
 
 @contextlib.contextmanager
@@ -142,92 +149,232 @@ class Together(nn.Module):
             g.mul_(scale.view(-1, *[1] * (g.ndim - 1)))
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How a model is trained: with AdamW, at a rate planned for so many steps.
+
+    Args:
+        steps: optimiser steps that the rate is planned for, at least 1.
+        lr: the peak learning rate, above 0.
+        stop: end after this many of the steps (None: all). The rate is as without a stop.
+        rate: share of the peak rate at a step (None: `cosine(steps)`).
+        weight_decay: AdamW's, 0 or more.
+        clip: largest norm of the gradient; 0 leaves gradients as they are.
+        bf16: compute in bfloat16 where that is safe (torch's autocast); worth it on a GPU, slower on most CPUs.
+
+    Raises:
+        ValueError: an impossible value.
+    """
+
+    steps: int
+    lr: float
+    stop: int | None = None
+    rate: Rate | None = None
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.stop is not None and not 1 <= self.stop <= self.steps:
+            raise ValueError(f"stop lies between 1 and the {self.steps} steps, not at {self.stop}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be above 0 and finite, got {self.lr}")
+        if not (self.weight_decay >= 0 and self.clip >= 0):
+            raise ValueError(f"weight_decay and clip must be 0 or more, got {self.weight_decay} and {self.clip}")
+
+    @property
+    def last(self) -> int:
+        """The step that training ends with."""
+        return self.stop or self.steps
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is looked at in training.
+
+    Args:
+        evaluate: gives scores of the model, called in evaluation mode.
+        every: steps from one evaluation to the next (None: only after the last step, where there always is one).
+        until: asked after each of these evaluations, with its entry (scores and `step`): True ends the training. Its
+            answer may depend on the entry only, as it is asked again when a training goes on from there.
+        log_every: steps from one entry of the loss's history to the next (None: a fiftieth of all).
+
+    Raises:
+        ValueError: less than one step; `every` or `until` without `evaluate`.
+    """
+
+    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
+    every: int | None = None
+    until: Callable[[dict[str, Any]], bool] | None = None
+    log_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every", "log_every"):
+            if (steps := getattr(self, name)) is not None and steps < 1:
+                raise ValueError(f"{name} must be at least 1 step, got {steps}")
+        if self.evaluate is None and (self.every or self.until):
+            raise ValueError("every and until are about evaluations: evaluate is missing")
+
+
 def train(
     model: nn.Module,
     batch: Callable[[int], Any],
     loss: Loss,
+    schedule: Schedule,
     *,
-    steps: int,
-    lr: float,
     seed: int = 0,
-    stop: int | None = None,
-    rate: Rate | None = None,
-    weight_decay: float = 0.0,
-    clip: float = 1.0,
-    bf16: bool = False,
-    log_every: int | None = None,
-    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
-    evaluate_every: int | None = None,
-    until: Callable[[dict[str, Any]], bool] | None = None,
+    watch: Watch | None = None,
     after_step: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
-    checkpoint_seconds: float = 15.0,
     label: str = "training",
 ) -> History:
-    """Train the parameters that require a gradient, with AdamW, in place.
+    """Train the parameters that require a gradient, in place.
 
     Args:
-        batch: gives the batch of a step; a pure function of the step, so that a resumed run sees the same ones.
-        steps: optimiser steps that the learning rate is planned for.
-        stop: end after this many of them (None: all).
-        rate: share of the peak rate `lr` at a step (None: `cosine(steps)`).
-        clip: largest gradient norm; 0 leaves gradients as they are.
-        bf16: compute in bfloat16 where that is safe (torch's autocast); worth it on a GPU, slower on most CPUs.
-        log_every: steps from one entry of the loss's history to the next (None: a fiftieth of all).
-        evaluate: called every `evaluate_every` steps and after the last, on the model in evaluation mode.
-        until: asked after each evaluation, with its entry (scores and `step`): True ends the training.
+        batch: gives the batch of a step, counted from 0; a pure function of the step, so that a resumed run sees the
+            same ones.
         after_step: called with the number of finished steps after each, while its gradients are still there.
-        checkpoint: a safetensors file, written every `checkpoint_seconds`; if it is there, training goes on from it to
-            the same bits as without the interruption.
+        checkpoint: a safetensors file, written every `CHECKPOINT_SECONDS` and at the end. If it is there, training goes
+            on from it, to the same weights and the same history as without the interruption; so a training that was
+            stopped goes on with a higher `stop`, or without.
 
     Raises:
-        ValueError: impossible settings, or a checkpoint of another training.
+        ValueError: nothing to train, or a checkpoint of another training or from beyond the stop.
         FloatingPointError: the loss is no longer finite; says at which step.
     """
-    if stop is not None and not 0 < stop <= steps:
-        raise ValueError(f"stop lies between 1 and the {steps} steps, not at {stop}")
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not trained:
-        raise ValueError("no parameter of the model requires a gradient: nothing to train")
-    place = next(iter(trained.values())).device.type
-    optimiser = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=weight_decay, fused=place in ("cpu", "cuda"))
-    history = _resume(checkpoint, trained, optimiser, steps) if checkpoint and checkpoint.is_file() else History()
-    rate, last, every, log_every = (
-        rate or cosine(steps),
-        stop or steps,
-        evaluate_every or steps,
-        log_every or steps // 50,
-    )
+    run = _Run(model, schedule, watch or Watch())
+    if checkpoint and checkpoint.is_file():
+        run.resume(checkpoint)
     saved = time.monotonic()
-    since: list[Any] = []
     model.train()
-    with tqdm(total=last, initial=history.steps, desc=label, unit="step", leave=False, mininterval=0.5) as bar:
-        for step in range(history.steps, last):
-            # Dropout draws from the global generator: seeding it by the step makes resuming exact.
-            _seed((seed << 32) + step)
-            for group in optimiser.param_groups:
-                group["lr"] = lr * rate(step)
-            with torch.autocast(place, torch.bfloat16, enabled=bf16):
-                value = loss(model, batch(step))
-            since.append(_step(model, value, optimiser, trained, clip, step))
-            done = history.steps = step + 1
+    shown = {"desc": label, "unit": "step", "leave": False, "mininterval": 0.5}
+    with tqdm(total=schedule.last, initial=run.history.steps, **shown) as bar:
+        while not run.ended():
+            run.step(batch, loss, seed)
             if after_step:
-                after_step(done)
-            if done % max(1, log_every) == 0 or done == last:
-                history.loss.append((done, np.mean(since, axis=0).tolist()))
-                since.clear()
-                bar.set_postfix(_shown(history), refresh=False)
+                after_step(run.history.steps)
+            run.look()
+            bar.set_postfix(_shown(run.history), refresh=False)
             bar.update()
-            if evaluate and (done % every == 0 or done == last):
-                history.evaluations.append({"step": done, **evaluated(model, evaluate)})
-                if until and until(history.evaluations[-1]):
-                    break
-            # Only where no mean is under way, so that the history resumes to the same numbers too.
-            if checkpoint and not since and time.monotonic() - saved > checkpoint_seconds and done < last:
-                _save(checkpoint, trained, optimiser, history, steps)
+            if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                run.save(checkpoint)
                 saved = time.monotonic()
+    if checkpoint:
+        run.save(checkpoint)
     model.eval()
-    return history
+    return run.seen()
+
+
+class _Run:
+    """A training under way: its model, its optimiser, what was seen, and the losses that wait for their mean."""
+
+    def __init__(self, model: nn.Module, schedule: Schedule, watch: Watch):
+        self.model, self.schedule, self.watch = model, schedule, watch
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not self.trained:
+            raise ValueError("no parameter of the model requires a gradient: nothing to train")
+        self.device = next(iter(self.trained.values())).device.type
+        how = {"lr": schedule.lr, "weight_decay": schedule.weight_decay, "fused": self.device in ("cpu", "cuda")}
+        self.optimiser = torch.optim.AdamW(self.trained.values(), **how)
+        self.rate = schedule.rate or cosine(schedule.steps)
+        self.every = watch.every or schedule.steps
+        self.log_every = watch.log_every or max(1, schedule.steps // 50)
+        self.history = History()
+        self.losses: list[Any] = []
+
+    def ended(self) -> bool:
+        """Whether the last step is done, or `until` ends the training here."""
+        if self.history.steps == self.schedule.last:
+            return True
+        return bool(self.watch.until and self._just_evaluated() and self.watch.until(self.history.evaluations[-1]))
+
+    def _just_evaluated(self) -> bool:
+        return bool(self.history.evaluations) and self.history.evaluations[-1]["step"] == self.history.steps
+
+    def step(self, batch: Callable[[int], Any], loss: Loss, seed: int) -> None:
+        step = self.history.steps
+        # Dropout draws from the global generator: seeding it by the step makes resuming exact.
+        _seed((seed << 32) + step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule.lr * self.rate(step)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.schedule.bf16):
+            value = loss(self.model, batch(step))
+        self.optimiser.zero_grad(set_to_none=True)
+        if not torch.isfinite(value).all():
+            raise FloatingPointError(f"the loss is {value.tolist()} at step {step}: a lower learning rate may help")
+        value.sum().backward()
+        self._clip()
+        self.optimiser.step()
+        self.losses.append(value.tolist())
+        self.history.steps = step + 1
+
+    def _clip(self) -> None:
+        if not self.schedule.clip:
+            return
+        if isinstance(self.model, Together):
+            self.model.clip_gradients(self.schedule.clip)
+        else:
+            nn.utils.clip_grad_norm_(self.trained.values(), self.schedule.clip)
+
+    def look(self) -> None:
+        """Note the mean loss and the scores where they are due."""
+        if self.history.steps % self.log_every == 0:
+            self.history.loss.append(self._mean_loss())
+            self.losses.clear()
+        if self.watch.evaluate and self.history.steps % self.every == 0:
+            self.history.evaluations.append(self._scores())
+
+    def _mean_loss(self) -> tuple[int, Any]:
+        return self.history.steps, np.mean(self.losses, axis=0).tolist()
+
+    def _scores(self) -> dict[str, Any]:
+        return {"step": self.history.steps, **evaluated(self.model, self.watch.evaluate)}
+
+    def seen(self) -> History:
+        """The history as a reader wants it: at the end with the latest losses and scores, due or not."""
+        seen = History(self.history.steps, self.history.loss.copy(), self.history.evaluations.copy())
+        if self.history.steps == self.schedule.last:
+            if self.losses:
+                seen.loss.append(self._mean_loss())
+            if self.watch.evaluate and not self._just_evaluated():
+                seen.evaluations.append(self._scores())
+        return seen
+
+    def save(self, path: Path) -> None:
+        tensors = {f"value/{name}": p.detach() for name, p in self.trained.items()}
+        for name, p in self.trained.items():
+            tensors |= {f"{part}/{name}": value for part, value in self.optimiser.state[p].items()}
+        tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        noted = {"steps": self.schedule.steps, "history": asdict(self.history), "losses": self.losses}
+        beside = path.with_name(f".{path.name}.new")
+        save_file(tensors, beside, metadata={name: json.dumps(value) for name, value in noted.items()})
+        os.replace(beside, path)
+
+    def resume(self, path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            self._check(path, file)
+            for name, p in self.trained.items():
+                with torch.no_grad():
+                    p.copy_(file.get_tensor(f"value/{name}"))
+                self.optimiser.state[p] = {
+                    part: file.get_tensor(f"{part}/{name}").to("cpu" if part == "step" else p.device)
+                    for part in ("step", "exp_avg", "exp_avg_sq")
+                }
+            noted = {name: json.loads(value) for name, value in file.metadata().items()}
+        seen = noted["history"]
+        self.history = History(seen["steps"], [tuple(entry) for entry in seen["loss"]], seen["evaluations"])
+        self.losses = noted["losses"]
+
+    def _check(self, path: Path, file: Any) -> None:
+        noted, names = file.metadata() or {}, {name.partition("/")[2] for name in file.keys()}
+        fits = names == set(self.trained) and noted.get("steps") == str(self.schedule.steps) and "losses" in noted
+        if not fits or any(file.get_slice(f"value/{n}").get_shape() != list(p.shape) for n, p in self.trained.items()):
+            raise ValueError(f"{path} is a checkpoint of another training: remove it to begin anew")
+        done = json.loads(noted["history"])["steps"]
+        if done > self.schedule.last:
+            raise ValueError(f"{path} holds {done} steps, more than those up to the stop at {self.schedule.last}")
 
 
 def _seed(value: int) -> None:
@@ -236,20 +383,6 @@ def _seed(value: int) -> None:
     torch.default_generator.manual_seed(value)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(value)
-
-
-def _step(model, value, optimiser, trained, clip, step) -> Any:
-    optimiser.zero_grad(set_to_none=True)
-    if not torch.isfinite(value).all():
-        raise FloatingPointError(f"the loss is {value.tolist()} at step {step}: a lower learning rate may help")
-    value.sum().backward()
-    if clip:
-        if isinstance(model, Together):
-            model.clip_gradients(clip)
-        else:
-            nn.utils.clip_grad_norm_(trained.values(), clip)
-    optimiser.step()
-    return value.tolist()
 
 
 def _shown(history: History) -> dict[str, str]:
@@ -269,29 +402,3 @@ def evaluated(model: nn.Module, evaluate: Callable[[nn.Module], Any]) -> Any:
         return evaluate(model)
     finally:
         model.train(mode)
-
-
-def _save(path: Path, trained: dict, optimiser: torch.optim.Optimizer, history: History, steps: int) -> None:
-    tensors = {f"value/{name}": p.detach() for name, p in trained.items()}
-    for name, p in trained.items():
-        tensors |= {f"{part}/{name}": value for part, value in optimiser.state[p].items()}
-    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    beside = path.with_name(f".{path.name}.new")
-    save_file(tensors, beside, metadata={"history": json.dumps(asdict(history)), "steps": str(steps)})
-    os.replace(beside, path)
-
-
-def _resume(path: Path, trained: dict, optimiser: torch.optim.Optimizer, steps: int) -> History:
-    with safe_open(path, "pt") as file:
-        names = {name.partition("/")[2] for name in file.keys()}
-        fits = names == set(trained) and file.metadata()["steps"] == str(steps)
-        if not fits or any(file.get_slice(f"value/{n}").get_shape() != list(p.shape) for n, p in trained.items()):
-            raise ValueError(f"{path} is a checkpoint of another training: remove it to begin anew")
-        for name, p in trained.items():
-            with torch.no_grad():
-                p.copy_(file.get_tensor(f"value/{name}"))
-            optimiser.state[p] = {
-                part: file.get_tensor(f"{part}/{name}").to("cpu" if part == "step" else p.device)
-                for part in ("step", "exp_avg", "exp_avg_sq")
-            }
-        return History(**json.loads(file.metadata()["history"]))

@@ -163,7 +163,7 @@ def with_library(wrapped: peft.PeftModel, steps: int) -> float:
     loss = subjects.subject(ASKED.pruned.base).loss
 
     def run() -> None:
-        training.train(wrapped, examples, loss, steps=STEPS, stop=steps, lr=ASKED.lr, seed=ASKED.seed)
+        training.train(wrapped, examples, loss, training.Schedule(STEPS, ASKED.lr, stop=steps), seed=ASKED.seed)
 
     with contextlib.redirect_stderr(io.StringIO()):  # its progress is computed as ever, but not shown
         return seconds_a_step(run, steps)

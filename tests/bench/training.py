@@ -20,7 +20,6 @@ import io
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +34,7 @@ from rules2ranks.stages import learning
 
 ROUNDS = 9
 #: What the reference tables pretrain with, the same with full words of automata, and the laptop profile's notebook.
-CORE = learning.pretrain.Params()
+CORE = learning.Pretraining()
 FULL = CORE.model_copy(update={"batch": 64})
 LARGE = CORE.model_copy(update={"width": 100, "rows": 60, "hidden": 128, "batch": 32, "lr": 3e-3})
 #: A turn's steps: multiples of those that data are drawn for at once, so that every turn draws just what it uses.
@@ -57,7 +56,7 @@ class Transformers(nn.Module):
     operations, one after the other.
     """
 
-    def __init__(self, like: models.RowGPT, body: Any):
+    def __init__(self, like: models.RowGPT, body: learning.Pretraining):
         super().__init__()
         config = transformers.GPT2Config(
             vocab_size=1,
@@ -116,7 +115,7 @@ class Block(nn.Module):
 class Plain(nn.Module):
     """GPT-2 as short programs write it: linear layers and torch's fused attention."""
 
-    def __init__(self, like: models.RowGPT, body: Any):
+    def __init__(self, like: models.RowGPT, body: learning.Pretraining):
         super().__init__()
         self.body = nn.Module()
         self.body.wpe = nn.Embedding(body.rows, body.hidden)
@@ -134,10 +133,13 @@ class Plain(nn.Module):
         return self.output(self.body.ln_f(x))
 
 
-OTHERS: dict[str, Callable[[models.RowGPT, Any], nn.Module]] = {WITH_TRANSFORMERS: Transformers, "plain torch": Plain}
+OTHERS: dict[str, Callable[[models.RowGPT, learning.Pretraining], nn.Module]] = {
+    WITH_TRANSFORMERS: Transformers,
+    "plain torch": Plain,
+}
 
 
-def other(make: Callable[[models.RowGPT, Any], nn.Module], body: Any) -> nn.Module:
+def other(make: Callable[[models.RowGPT, learning.Pretraining], nn.Module], body: learning.Pretraining) -> nn.Module:
     return make(learning.untrained(body), body).to(training.device())
 
 
@@ -152,7 +154,7 @@ def seconds_a_step(run: Callable[[], object], steps: int) -> float:
     return (time.perf_counter() - begin) / steps
 
 
-def with_library(bodies: list[Any], steps: int, bf16: bool = False) -> float:
+def with_library(bodies: list[learning.Pretraining], steps: int, bf16: bool = False) -> float:
     """Seconds of a step of pretraining, of one model or of several side by side, as `learning.pretrain` runs it.
 
     The loop makes its optimiser itself, so that this counts against the library.
@@ -170,20 +172,18 @@ def with_library(bodies: list[Any], steps: int, bf16: bool = False) -> float:
             model,
             batch,
             learning.row_loss,
-            steps=ends[-1],
-            stop=steps,
-            rate=rate,
-            lr=body.lr,
+            training.Schedule(ends[-1], body.lr, stop=steps, rate=rate, bf16=bf16),
             seed=body.seed,
-            bf16=bf16,
-            log_every=body.steps // 50,
+            watch=training.Watch(log_every=body.steps // 50),
         )
 
     with contextlib.redirect_stderr(io.StringIO()):  # its progress is computed as ever, but not shown
         return seconds_a_step(run, steps)
 
 
-def with_loop(make: Callable[[models.RowGPT, Any], nn.Module], body: Any, steps: int) -> float:
+def with_loop(
+    make: Callable[[models.RowGPT, learning.Pretraining], nn.Module], body: learning.Pretraining, steps: int
+) -> float:
     """Seconds of a step of a bare loop on the same data."""
     stream = learning.by_step(body, 0)
     model = other(make, body)
@@ -200,13 +200,13 @@ def with_loop(make: Callable[[models.RowGPT, Any], nn.Module], body: Any, steps:
     return seconds_a_step(run, steps)
 
 
-def drawing(body: Any, steps: int) -> float:
+def drawing(body: learning.Pretraining, steps: int) -> float:
     """Seconds of drawing the data of a step and bringing them to the device."""
     stream = learning.by_step(body, 0)
     return seconds_a_step(lambda: [learning.floats(stream(step)) for step in range(steps)], steps)
 
 
-def agree(body: Any) -> None:
+def agree(body: learning.Pretraining) -> None:
     """Compare the outputs of the three models.
 
     Raises:
@@ -251,7 +251,7 @@ def measured(rounds: int = ROUNDS) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def shape(body: Any) -> str:
+def shape(body: learning.Pretraining) -> str:
     blocks = f"{body.layers} layers, {body.heads} heads, hidden {body.hidden}"
     return f"{blocks}, batch {body.batch} of {body.rows} rows of {body.width} cells"
 

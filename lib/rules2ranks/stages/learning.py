@@ -2,32 +2,67 @@
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rules2ranks import models, runs, training
 from rules2ranks.gpt2 import Mask
-from rules2ranks.runs import stage
 from rules2ranks.stages.parameters import Rate, Rule, Seed, Size, Steps
 from rules2ranks.tasks import rows as automaton_rows
-from rules2ranks.tasks.rows import crop_floor, rows_of
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "model.safetensors"
 #: A rule counts as learnt when so many of the cells that the rows in sight determine are predicted right.
 LEARNT = 0.99
+#: How many networks train side by side on a GPU: so many parameters in all, and no more than so many networks.
+TOGETHER = {"parameters": 4_000_000, "networks": 32}
 #: A rule, or rows of fair coin flips: the control in which nothing can be learnt.
 Source = Rule | Literal["coin"]
+
+
+class Pretraining(runs.Params):
+    """A network and what it learns: rows of automata under one rule, or of coin flips.
+
+    Raises:
+        ParameterError: a crop wider than the ring, or a hidden size that is no multiple of the heads.
+    """
+
+    source: Source = 110
+    width: Size = 20
+    rows: Annotated[int, Field(ge=2, le=900)] = 40
+    ring: Annotated[int, Field(ge=3, le=1_000_000)] = 1000
+    every: Annotated[int, Field(ge=1, le=100, description="k, horizon and stride in rows")] = 1
+    layers: Size = 2
+    heads: Size = 4
+    hidden: Size = 64
+    steps: Steps = 300
+    rounds: Annotated[int, Field(ge=1, le=12, description="at most, each twice as long as the one before")] = 4
+    batch: Size = 16
+    lr: Rate = 6e-3
+    seed: Seed = 0
+    mask: Mask = "causal"
+    bf16: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.width > self.ring:
+            raise ValueError(f"a crop of {self.width} cells does not fit on a ring of {self.ring}")
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden = {self.hidden} must be a multiple of heads = {self.heads}")
+        return self
+
+
+# --- data -------------------------------------------------------------------------------------------------------
 
 
 def draw_seed(seed: int, split: int, step: int) -> int:
@@ -35,31 +70,59 @@ def draw_seed(seed: int, split: int, step: int) -> int:
     return ((seed * 2 + split) << 32) + 2 * step
 
 
-def by_step(body: Any, split: int) -> Callable[[int], np.ndarray]:
-    """A function that gives the windows of a step, `(batch, rows + 1, width)` uint8. `body` are `pretrain.Params`.
+def draw(body: Pretraining, count: int, seed: int) -> np.ndarray:
+    """Windows of as many automata, `(count, rows + 1, width)` uint8, drawn from one seed."""
+    window = {"ring": body.ring, "every": body.every}
+    return automaton_rows.rows_of(body.source, count, body.width, body.rows, **window, seed=seed)
+
+
+def by_step(body: Pretraining, split: int) -> Callable[[int], np.ndarray]:
+    """A function that gives the windows of a step, `(batch, rows + 1, width)` uint8.
 
     Automata evolve 64 to a word, so small batches are drawn for several steps at once.
     """
     at_once = max(1, 64 // body.batch)
-    window = {"ring": body.ring, "every": body.every}
 
     @functools.lru_cache(maxsize=1)
     def block(place: int) -> np.ndarray:
-        seed = draw_seed(body.seed, split, place)
-        return rows_of(body.source, at_once * body.batch, body.width, body.rows, **window, seed=seed)
+        return draw(body, at_once * body.batch, draw_seed(body.seed, split, place))
 
-    def windows(step: int) -> np.ndarray:
+    def of_step(step: int) -> np.ndarray:
         begin = step % at_once * body.batch
         return block(step // at_once)[begin : begin + body.batch]
 
-    return windows
+    return of_step
 
 
-def held_out(body: Any) -> np.ndarray:
+def held_out(body: Pretraining) -> np.ndarray:
     """128 windows of automata that training never sees, from eight times of the run."""
-    window = {"ring": body.ring, "every": body.every}
-    draws = [draw_seed(body.seed, 1, place) for place in range(8)]
-    return np.concatenate([rows_of(body.source, 16, body.width, body.rows, **window, seed=seed) for seed in draws])
+    return np.concatenate([draw(body, 16, draw_seed(body.seed, 1, place)) for place in range(8)])
+
+
+def floats(array: np.ndarray) -> Tensor:
+    """An array as float32, on the device."""
+    return torch.from_numpy(array).to(training.device(), torch.float32)
+
+
+# --- the network and its scores ---------------------------------------------------------------------------------
+
+
+def untrained(body: Pretraining) -> models.RowGPT:
+    """A model as pretraining begins with it."""
+    shape = {name: getattr(body, name) for name in ("layers", "heads", "hidden", "rows", "seed", "mask")}
+    return models.RowGPT(body.width, body.width, **shape).to(training.device())
+
+
+def pretrained(body: Pretraining) -> models.RowGPT:
+    """The model of a pretraining result, made if need be."""
+    model = untrained(body)
+    models.load_weights(model, pretrain(body).file(WEIGHTS))
+    return model.eval()
+
+
+def edges(body: Pretraining) -> int:
+    """How many cells at each edge of a crop depend on cells out of sight: none on a whole ring."""
+    return 0 if body.width == body.ring else body.every
 
 
 def row_loss(model: nn.Module, windows: Tensor) -> Tensor:
@@ -93,40 +156,11 @@ def row_scores(model: nn.Module, windows: Tensor, hidden: int = 0) -> dict[str, 
     return values
 
 
-def floats(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array).to(training.device(), torch.float32)
+# --- training ---------------------------------------------------------------------------------------------------
 
 
-def untrained(body: Any) -> models.RowGPT:
-    """A model as pretraining begins with it. `body` are `pretrain.Params`."""
-    shape = {name: getattr(body, name) for name in ("layers", "heads", "hidden", "rows", "seed", "mask")}
-    return models.RowGPT(body.width, body.width, **shape).to(training.device())
-
-
-def edges(body: Any) -> int:
-    """How many cells at each edge of a crop depend on cells out of sight: none on a whole ring."""
-    return 0 if body.width == body.ring else body.every
-
-
-@stage(version=3)
-def pretrain(
-    work: Path,
-    source: Source = 110,
-    width: Size = 20,
-    rows: Annotated[int, Field(ge=2, le=900)] = 40,
-    ring: Annotated[int, Field(ge=3, le=1_000_000)] = 1000,
-    every: Annotated[int, Field(ge=1, le=100, description="k, horizon and stride in rows")] = 1,
-    layers: Size = 2,
-    heads: Size = 4,
-    hidden: Size = 64,
-    steps: Steps = 300,
-    rounds: Annotated[int, Field(ge=1, le=12, description="at most, each twice as long as the one before")] = 4,
-    batch: Size = 16,
-    lr: Rate = 6e-3,
-    seed: Seed = 0,
-    mask: Mask = "causal",
-    bf16: bool = False,
-) -> dict:
+@runs.stage(version=3)
+def pretrain(work: Path, given: Pretraining) -> dict:
     """Train a GPT-2 to predict the next row of one rule from the rows above it, until the rule is learnt.
 
     Training goes in rounds: `steps` optimiser steps with a warm-up and a cosine to zero, then, unless the rule is
@@ -137,148 +171,162 @@ def pretrain(
     future through, as the paper's code does (`gpt2.Mask`): an ablation, whose loss is no measure of learning.
     Metrics: `row_scores` of the validation, `crop_floor` (None where it is not defined), whether the rule was `learnt`
     and in how many `steps`, the root mean square of the blocks' matrices, the history. Files: `model.safetensors`.
-
-    Raises:
-        ParameterError: a crop wider than the ring, or a hidden size that is no multiple of the heads.
     """
-    body = pretrain.Params(**{name: value for name, value in locals().items() if name != "work"})
-    ((model, metrics),) = _learn([body], work / CHECKPOINT)
-    models.save_weights(model, work / WEIGHTS)
+    ((model, history),) = _learn(_Alone(given), work / CHECKPOINT, f"pretrain {given.source}")
+    metrics = _write(work, given, model, history)
     (work / CHECKPOINT).unlink(missing_ok=True)
     return metrics
 
 
-def _learn(bodies: Sequence[Any], checkpoint: Path) -> list[tuple[models.RowGPT, dict]]:
-    """Train models of one shape (side by side, if there are several), each until it has learnt its rule."""
-    body = bodies[0]
-    for each in bodies:
-        if each.width > each.ring:
-            raise runs.ParameterError(f"a crop of {each.width} cells does not fit on a ring of {each.ring}")
-        if each.hidden % each.heads:
-            raise runs.ParameterError(f"hidden = {each.hidden} must be a multiple of heads = {each.heads}")
-    alone = len(bodies) == 1
-    members = [untrained(each) for each in bodies]
-    model = members[0] if alone else training.Together(members)
-    streams = [by_step(each, 0) for each in bodies]
-    validation = floats(held_out(body) if alone else np.stack([held_out(each) for each in bodies]))
-    rate, ends = training.restarts(body.steps, body.rounds)
-    done: dict[int, tuple[int, bool, dict[str, Tensor]]] = {}  # steps, learnt, weights of the models that are finished
-    if not alone:
-        # Their weights go on changing with the others': an interrupted training finds them as they were put aside.
-        done |= {
-            place: _from_aside(file) for place in range(len(bodies)) if (file := _aside(checkpoint, place)).is_file()
-        }
+def pretrain_together(bodies: Sequence[Pretraining], at_once: int | None = None) -> list[runs.Result]:
+    """The results of several pretrainings, those that are missing trained side by side in this process.
 
-    def batch(step: int) -> Tensor:
-        return floats(streams[0](step) if alone else np.stack([stream(step) for stream in streams]))
-
-    def until(entry: dict[str, Any]) -> bool:
-        if entry["step"] in ends:
-            for place, each in enumerate(bodies):
-                right = entry["determined"] if alone else entry["determined"][place]
-                learnt = each.source != "coin" and right is not None and right >= LEARNT
-                if place not in done and (learnt or each.source == "coin" or entry["step"] == ends[-1]):
-                    state = model.state_dict() if alone else model.member(place)
-                    done[place] = (entry["step"], learnt, {name: value.clone() for name, value in state.items()})
-                    if not alone:
-                        _put_aside(_aside(checkpoint, place), *done[place])
-        return len(done) == len(bodies) and entry["step"] >= max(steps for steps, *_ in done.values())
-
-    with training.reproducible(body.seed):
-        history = training.train(
-            model,
-            batch,
-            row_loss,
-            steps=ends[-1],
-            rate=rate,
-            lr=body.lr,
-            seed=body.seed,
-            bf16=body.bf16,
-            log_every=max(1, body.steps // 50),
-            evaluate=lambda m: row_scores(m, validation, edges(body)),
-            # At least five times a round, and at the end of each: the largest divisor that does.
-            evaluate_every=next(d for d in range(max(1, body.steps // 5), 0, -1) if body.steps % d == 0),
-            until=until,
-            checkpoint=checkpoint,
-            label=f"pretrain {body.source}" if alone else f"pretrain {len(bodies)} models",
-        )
-    finished = []
-    for place, each in enumerate(bodies):
-        steps, learnt, state = done[place]
-        members[place].load_state_dict(state)
-        own = history if alone else history.member(place, steps)
-        finished.append((members[place].eval(), _pretrain_metrics(each, members[place], own, learnt)))
-    return finished
+    For a GPU that one small model cannot fill; on a CPU it gains little. Those that train together, `at_once` of them
+    (None: `side_by_side`), agree in everything but source and seed. The results are as if made one by one, to the
+    rounding of sums in another order; an interrupted group goes on from its checkpoint.
+    """
+    groups: dict[Pretraining, list[Pretraining]] = {}
+    for body in dict.fromkeys(bodies):  # each once, however often it is asked for
+        if pretrain.find(body) is None:
+            groups.setdefault(body.model_copy(update={"source": 0, "seed": 0}), []).append(body)
+    for shape, missing in groups.items():
+        size = at_once or side_by_side(shape)
+        for begin in range(0, len(missing), size):
+            _pretrain_group(missing[begin : begin + size])
+    return [pretrain(body) for body in bodies]
 
 
-def _aside(checkpoint: Path, place: int) -> Path:
-    """Beside a group's checkpoint: the file of a member that is finished before the others."""
-    return checkpoint.with_name(f"{checkpoint.name}.{place}")
+def side_by_side(body: Pretraining) -> int:
+    """How many networks of this size train at once on a GPU."""
+    # Twelve matrices of hidden × hidden a block are nearly all of a network.
+    size = 12 * body.layers * body.hidden**2
+    return max(1, min(TOGETHER["networks"], TOGETHER["parameters"] // size))
 
 
-def _put_aside(file: Path, steps: int, learnt: bool, state: dict[str, Tensor]) -> None:
+def _pretrain_group(bodies: Sequence[Pretraining]) -> None:
+    name = runs.key({"bodies": [body.model_dump(mode="json") for body in bodies]}, pretrain.versions(bodies[0]))
+    checkpoint = runs.root() / pretrain.name / f".together-{name}.safetensors"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    group = _Together(bodies, checkpoint)
+    for body, (model, history) in zip(bodies, _learn(group, checkpoint, f"pretrain {len(bodies)} models"), strict=True):
+        pretrain.keep(body, functools.partial(_write, given=body, model=model, history=history))
+    for file in (checkpoint, *group.files):
+        file.unlink(missing_ok=True)
+
+
+class _Alone:
+    """One network in training."""
+
+    def __init__(self, body: Pretraining):
+        self.bodies, self.model = [body], untrained(body)
+
+    def joined(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The network's input, from that of each of its members."""
+        return arrays[0]
+
+    def through(self, entry: dict[str, Any]) -> bool:
+        """Whether all is learnt, asked at the end of a round."""
+        return _through(self.bodies[0], entry["determined"])
+
+    def finished(self, history: training.History) -> Iterator[tuple[models.RowGPT, training.History]]:
+        """Each network as it was when its training ended, and what its training saw."""
+        yield self.model.eval(), history
+
+
+class _Together:
+    """Several networks of one shape in training, with the methods of one alone.
+
+    A network that is through goes on changing with the others. Its weights are put aside in a file beside the
+    checkpoint, where an interrupted training finds them.
+    """
+
+    def __init__(self, bodies: Sequence[Pretraining], checkpoint: Path):
+        self.bodies, self.members = bodies, [untrained(body) for body in bodies]
+        self.model = training.Together(self.members)
+        self.files = [checkpoint.with_name(f"{checkpoint.name}.{place}") for place in range(len(bodies))]
+        self.aside = {place: _from_aside(file) for place, file in enumerate(self.files) if file.is_file()}
+
+    def joined(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack(arrays)
+
+    def through(self, entry: dict[str, Any]) -> bool:
+        for place, body in enumerate(self.bodies):
+            if place not in self.aside and _through(body, entry["determined"][place]):
+                _put_aside(self.files[place], entry["step"], self.model.member(place))
+                self.aside[place] = _from_aside(self.files[place])
+        # A training that goes on from an older checkpoint finds some put aside at a step that is still to come.
+        return len(self.aside) == len(self.bodies) and entry["step"] >= max(steps for steps, _ in self.aside.values())
+
+    def finished(self, history: training.History) -> Iterator[tuple[models.RowGPT, training.History]]:
+        for place, member in enumerate(self.members):
+            steps, state = self.aside.get(place) or (history.steps, self.model.member(place))
+            member.load_state_dict(state)
+            yield member.eval(), history.member(place, steps)
+
+
+def _through(body: Pretraining, determined: float | None) -> bool:
+    """Whether a network gets no further round: it has learnt its rule, or there is none."""
+    return body.source == "coin" or _learnt(body, determined)
+
+
+def _learnt(body: Pretraining, determined: float | None) -> bool:
+    return body.source != "coin" and determined is not None and determined >= LEARNT
+
+
+def _put_aside(file: Path, steps: int, state: dict[str, Tensor]) -> None:
     beside = file.with_name(f"{file.name}.new")
-    save_file(
-        {name: value.contiguous() for name, value in state.items()},
-        beside,
-        {"steps": str(steps), "learnt": str(learnt)},
-    )
+    save_file({name: value.contiguous() for name, value in state.items()}, beside, {"steps": str(steps)})
     os.replace(beside, file)
 
 
-def _from_aside(file: Path) -> tuple[int, bool, dict[str, Tensor]]:
+def _from_aside(file: Path) -> tuple[int, dict[str, Tensor]]:
     with safe_open(file, "pt") as kept:
-        noted = kept.metadata()
-        return int(noted["steps"]), noted["learnt"] == "True", {name: kept.get_tensor(name) for name in kept.keys()}
+        return int(kept.metadata()["steps"]), {name: kept.get_tensor(name) for name in kept.keys()}
 
 
-def _pretrain_metrics(body: Any, model: models.RowGPT, history: training.History, learnt: bool) -> dict:
+def _learn(
+    network: _Alone | _Together, checkpoint: Path, label: str
+) -> Iterator[tuple[models.RowGPT, training.History]]:
+    """Train until every member has learnt its rule, or through all rounds."""
+    body = network.bodies[0]
+    streams = [by_step(each, 0) for each in network.bodies]
+    validation = floats(network.joined([held_out(each) for each in network.bodies]))
+    rate, ends = training.restarts(body.steps, body.rounds)
+    watch = training.Watch(
+        evaluate=lambda model: row_scores(model, validation, edges(body)),
+        # At least five times a round, and at the end of each: the largest divisor that does.
+        every=next(d for d in range(max(1, body.steps // 5), 0, -1) if body.steps % d == 0),
+        until=lambda entry: entry["step"] in ends and network.through(entry),
+        log_every=max(1, body.steps // 50),
+    )
+    with training.reproducible(body.seed):
+        history = training.train(
+            network.model,
+            lambda step: floats(network.joined([stream(step) for stream in streams])),
+            row_loss,
+            training.Schedule(ends[-1], body.lr, rate=rate, bf16=body.bf16),
+            seed=body.seed,
+            watch=watch,
+            checkpoint=checkpoint,
+            label=label,
+        )
+    return network.finished(history)
+
+
+def _write(work: Path, given: Pretraining, model: models.RowGPT, history: training.History) -> dict:
+    """Write what was learnt; its metrics."""
+    models.save_weights(model, work / WEIGHTS)
     final = {name: value for name, value in history.evaluations[-1].items() if name != "step"}
-    defined = body.width == body.ring or (body.every <= 5 and body.width >= automaton_rows.NEAR)
-    floor = crop_floor(body.source, body.width, ring=body.ring, every=body.every) if defined else None
+    whole = given.width == given.ring
+    defined = whole or (given.every <= 5 and given.width >= automaton_rows.NEAR)
+    window = {"ring": given.ring, "every": given.every}
     matrices = torch.cat([p.detach().flatten() for p in model.body.h.parameters() if p.ndim > 1])
     return {
         **final,
-        "floor": floor,
-        "learnt": learnt,
+        "floor": automaton_rows.crop_floor(given.source, given.width, **window) if defined else None,
+        "learnt": _learnt(given, final["determined"]),
         "steps": history.steps,
         "weight_rms": matrices.square().mean().sqrt().item(),
         "parameters": models.parameter_count(model),
         "history": asdict(history),
     }
-
-
-def pretrain_together(bodies: Sequence[Any], at_once: int) -> list[runs.Result]:
-    """The results of several pretrainings, those that are missing trained `at_once` side by side in this process.
-
-    For a GPU that one small model cannot fill; on a CPU it gains little. `bodies` are `pretrain.Params`; those that
-    train together agree in everything but source and seed. The results are as if made one by one, to the rounding of
-    sums in another order; an interrupted group goes on from its checkpoint.
-    """
-    groups: dict[str, list[Any]] = {}
-    for body in dict.fromkeys(bodies):  # each once, however often it is asked for
-        if pretrain.find(**body.model_dump()) is None:
-            groups.setdefault(body.model_copy(update={"source": 0, "seed": 0}).model_dump_json(), []).append(body)
-    for missing in groups.values():
-        for begin in range(0, len(missing), at_once):
-            part = missing[begin : begin + at_once]
-            name = runs.key({"bodies": [each.model_dump(mode="json") for each in part]}, pretrain.versions)
-            checkpoint = runs.root() / pretrain.name / f".together-{name}.safetensors"
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            for body, (model, metrics) in zip(part, _learn(part, checkpoint), strict=True):
-                pretrain.keep(functools.partial(_written, model=model, metrics=metrics), **body.model_dump())
-            for file in (checkpoint, *(_aside(checkpoint, place) for place in range(len(part)))):
-                file.unlink(missing_ok=True)
-    return [pretrain(**body.model_dump()) for body in bodies]
-
-
-def _written(work: Path, model: models.RowGPT, metrics: dict) -> dict:
-    models.save_weights(model, work / WEIGHTS)
-    return metrics
-
-
-def pretrained(body: Any) -> models.RowGPT:
-    """The model of a pretraining result, made if need be. `body` are `pretrain.Params`."""
-    model = untrained(body)
-    models.load_weights(model, pretrain(**body.model_dump()).file(WEIGHTS))
-    return model.eval()

@@ -4,18 +4,18 @@ import functools
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rules2ranks import evaluation, models, runs, tasks, training
-from rules2ranks.gpt2 import Blocks
 from rules2ranks.published import data_folder
-from rules2ranks.runs import stage
-from rules2ranks.stages.learning import CHECKPOINT, draw_seed, pretrain, pretrained, untrained
+from rules2ranks.stages.learning import CHECKPOINT, Pretraining, draw_seed, pretrained, untrained
 from rules2ranks.stages.parameters import Rate, Seed, Share, Size, Steps, Task
 
 PREDICTIONS = "predictions.safetensors"
@@ -28,27 +28,76 @@ Start = Literal["pretrained", "random", "shuffled"]
 Trained = Literal["paper", "ends", "all but blocks", "all"]
 
 
-def _body(body: Any, start: Start, seed: int) -> Blocks:
-    model = untrained(body) if start == "random" else pretrained(body)
-    if start == "shuffled":
-        models.shuffle_weights(model.body.h, seed)
-    return model.body
+class Downstream(runs.Params):
+    """A body with new ends, and the task that these are trained for.
 
+    Training takes `steps`, or ends at the first evaluation (every eighth of the steps, unless said) with an accuracy
+    of `until`. Chess takes other `games` than the shipped ones from a file that `tasks.chess.Chess` reads, PGN for
+    example. The result is found again by the file's name, so other games need another name.
 
-def task_loss(model: nn.Module, pair: tuple[Tensor, Tensor]) -> Tensor:
-    """Cross-entropy in nats over the scored cells or tokens (others are marked -100)."""
-    x, y = pair
-    return F.cross_entropy(model(x).flatten(0, -2), y.flatten(), ignore_index=-100)
+    Raises:
+        ParameterError: `games` for another task than chess.
+    """
 
+    body: Pretraining
+    task: Task = "reasoning-hard"
+    start: Start = "pretrained"
+    train: Trained = "paper"
+    board_input: models.BoardInput = "integers"
+    steps: Steps = 400
+    evaluate_every: Steps | None = None
+    until: Share | None = None
+    games: str | None = None
+    batch: Size = 32
+    lr: Rate = 2e-2
+    seed: Seed = 0
 
-def pairs(task: tasks.Task, size: int, seed: int, split: str) -> tuple[Tensor, Tensor]:
-    x, y = task.batch(size, seed, split=split)
-    return torch.from_numpy(x).to(training.device()), torch.from_numpy(y).to(training.device())
+    @model_validator(mode="after")
+    def _games_of_chess(self) -> Self:
+        if self.games is not None and self.task != "chess":
+            raise ValueError(f"games are for the task chess, not for {self.task}")
+        return self
+
+    def reads(self) -> tuple[Path, ...]:
+        return (GAMES,) if self.task == "chess" and self.games is None else ()
 
 
 def validation_draw(seed: int) -> tuple[int, int, str]:
     """Number, seed and split of the sequences that `downstream` validates on."""
     return 256, draw_seed(seed, 1, 0), "validation"
+
+
+def task_loss(model: nn.Module, pair: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross-entropy in nats over the scored cells or tokens (others are marked -100)."""
+    x, y = pair
+    # (B, T, classes) and (B, T), or for boards (B, T, cells, classes) and (B, T, cells): all scored alike.
+    return F.cross_entropy(model(x).flatten(0, -2), y.flatten(), ignore_index=-100)
+
+
+@functools.cache  # read once, not once for every run of a process
+def _chess(games: str) -> tasks.Task:
+    from rules2ranks.tasks.chess import Chess
+
+    return Chess(games)
+
+
+@functools.cache  # the same for every run of a process
+def _baselines(task: tasks.Task) -> dict[str, float]:
+    return task.baselines()
+
+
+def with_ends(given: Downstream, task: tasks.Task) -> models.TaskGPT:
+    """The body with new ends for the task, all frozen but what is to be trained."""
+    begun = untrained(given.body) if given.start == "random" else pretrained(given.body)
+    if given.start == "shuffled":
+        models.shuffle_weights(begun.body.h, given.seed)
+    if task.kind == "tokens":
+        # Published, only the rows and the boards go without a causal mask: Nim and chess are causal there, too.
+        begun.body.set_mask("causal")
+    size = {"cells": task.cells, "classes": task.classes, "length": task.length}
+    model = models.TaskGPT(begun.body, task.kind, **size, seed=given.seed, board_input=given.board_input)
+    freeze(model, given.train)
+    return model.to(training.device())
 
 
 def freeze(model: models.TaskGPT, trained: Trained) -> None:
@@ -60,108 +109,66 @@ def freeze(model: models.TaskGPT, trained: Trained) -> None:
         frozen.requires_grad_(False)
 
 
-@stage(version=2, uses=(pretrain,), reads=(GAMES,))
-def downstream(
-    work: Path,
-    body: pretrain.Params,
-    task: Task = "reasoning-hard",
-    start: Start = "pretrained",
-    train: Trained = "paper",
-    board_input: models.BoardInput = "integers",
-    steps: Steps = 400,
-    evaluate_every: Steps | None = None,
-    until: Share | None = None,
-    games: str | None = None,
-    batch: Size = 32,
-    lr: Rate = 2e-2,
-    seed: Seed = 0,
-) -> dict:
+@runs.stage(version=2)
+def downstream(work: Path, given: Downstream) -> dict:
     """Put new input and output layers on a body, train these (or more), and score a task the body never saw.
 
-    Training takes `steps`, or ends at the first evaluation (every eighth of the steps, unless said) with an accuracy
-    of `until`. Metrics: validation loss in nats, accuracy (boards: all cells of the next board right; tokens: next
-    token right), the first evaluated step at which accuracy reached 0.8 (None if never), failures before success over
-    the possible values of a cell or token (`evaluation.survival_game`), the task's trivial baselines, the history.
+    Metrics: validation loss in nats, accuracy (boards: all cells of the next board right; tokens: next token right),
+    the first evaluated step at which accuracy reached 0.8 (None if never), failures before success over the possible
+    values of a cell or token (`evaluation.survival_game`), the task's trivial baselines, the history.
     Files: `predictions.safetensors`, the predicted cells or tokens of the 256 validation sequences.
 
-    Chess takes other `games` than the shipped ones from a file that `tasks.chess.Chess` reads, PGN for example. The
-    result is found again by the file's name, so other games need another name.
-
     Raises:
-        ParameterError: `games` for another task than chess.
         ValueError: games that cannot be used, before anything is trained.
     """
-    spec = _task(task, games)
-    # Published, only the rows and the boards go without a causal mask: Nim and chess are causal there, too.
-    model = _with_ends(body, start, spec, board_input, seed)
-    freeze(model, train)
-    x, y = pairs(spec, *validation_draw(seed))
-
-    def scores(m: nn.Module) -> dict[str, float]:
-        logits = m(x)
-        value = F.cross_entropy(logits.flatten(0, -2), y.flatten(), ignore_index=-100).item()
-        return {"loss": value, "accuracy": spec.score(logits.argmax(-1).cpu().numpy(), y.cpu().numpy())}
-
-    with training.reproducible(seed):
-        history = training.train(
-            model,
-            lambda step: pairs(spec, batch, draw_seed(seed, 0, step), "train"),
-            task_loss,
-            steps=steps,
-            rate=training.constant,
-            lr=lr,
-            seed=seed,
-            evaluate=scores,
-            evaluate_every=evaluate_every or max(1, steps // 8),
-            until=(lambda entry: entry["accuracy"] >= until) if until else None,
-            checkpoint=work / CHECKPOINT,
-            label=f"{task} on {body.source if start != 'random' else 'random weights'}",
-        )
+    task = tasks.get(given.task) if given.games is None else _chess(given.games)
+    baselines = _baselines(task)  # first, as they read the games
+    model = with_ends(given, task)
+    x, y = training.on_device(task.batch(*validation_draw(given.seed)))
+    with training.reproducible(given.seed):
+        history = _train(model, given, task, (x, y), work / CHECKPOINT)
         logits = training.evaluated(model, lambda m: m(x))
     (work / CHECKPOINT).unlink(missing_ok=True)
     save_file({"predicted": logits.argmax(-1).to(torch.int16).cpu()}, work / PREDICTIONS)
     last = history.evaluations[-1]
-    reached = [entry["step"] for entry in history.evaluations if entry["accuracy"] >= 0.8]
-    tried = evaluation.failures(logits.float().cpu().numpy(), y.cpu().numpy())
-    game = evaluation.survival_game(tried, answers=spec.classes)
     return {
         "loss": last["loss"],
         "accuracy": last["accuracy"],
-        "step_at_80": reached[0] if reached else None,
-        "failures": {"mean": game.mean, "variance": game.variance, "alpha": _finite(game.alpha), "level": game.level},
-        "baselines": _baselines(task, games),
+        "step_at_80": next((entry["step"] for entry in history.evaluations if entry["accuracy"] >= 0.8), None),
+        "failures": _failures(logits.float().cpu().numpy(), y.cpu().numpy(), task.classes),
+        "baselines": baselines,
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "history": asdict(history),
     }
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _train(
+    model: nn.Module, given: Downstream, task: tasks.Task, held_out: tuple[Tensor, Tensor], checkpoint: Path
+) -> training.History:
+    def scores(m: nn.Module) -> dict[str, float]:
+        x, y = held_out
+        logits = m(x)
+        loss = F.cross_entropy(logits.flatten(0, -2), y.flatten(), ignore_index=-100).item()
+        return {"loss": loss, "accuracy": task.score(logits.argmax(-1).cpu().numpy(), y.cpu().numpy())}
+
+    watch = training.Watch(
+        evaluate=scores,
+        every=given.evaluate_every or max(1, given.steps // 8),
+        until=(lambda entry: entry["accuracy"] >= given.until) if given.until else None,
+    )
+    return training.train(
+        model,
+        lambda step: training.on_device(task.batch(given.batch, draw_seed(given.seed, 0, step), "train")),
+        task_loss,
+        training.Schedule(given.steps, given.lr, rate=training.constant),
+        seed=given.seed,
+        watch=watch,
+        checkpoint=checkpoint,
+        label=f"{given.task} on {given.body.source if given.start != 'random' else 'random weights'}",
+    )
 
 
-@functools.cache  # read once, not once for every run of a process
-def _task(task: str, games: str | None) -> tasks.Task:
-    if games is None:
-        return tasks.get(task)
-    if task != "chess":
-        raise runs.ParameterError(f"games are for the task chess, not for {task}")
-    from rules2ranks.tasks.chess import Chess
-
-    chess = Chess(games)
-    chess.baselines(n=1)  # reads the file, and says what is wrong with it
-    return chess
-
-
-@functools.cache  # the same for every run of a process
-def _baselines(task: str, games: str | None) -> dict[str, float]:
-    return _task(task, games).baselines()
-
-
-def _with_ends(body: Any, start: Start, spec: tasks.Task, board_input: models.BoardInput, seed: int) -> models.TaskGPT:
-    """A body with new ends for a task; token tasks are causal even where the rows were not, as in the paper's code."""
-    blocks = _body(body, start, seed)
-    if spec.kind == "tokens":
-        blocks.set_mask("causal")
-    size = {"cells": spec.cells, "classes": spec.classes, "length": spec.length}
-    model = models.TaskGPT(blocks, spec.kind, **size, seed=seed, board_input=board_input)
-    return model.to(training.device())
+def _failures(logits: np.ndarray, y: np.ndarray, classes: int) -> dict[str, Any]:
+    game = evaluation.survival_game(evaluation.failures(logits, y), answers=classes)
+    alpha = game.alpha if math.isfinite(game.alpha) else None
+    return {"mean": game.mean, "variance": game.variance, "alpha": alpha, "level": game.level}

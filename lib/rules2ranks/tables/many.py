@@ -4,7 +4,6 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from itertools import groupby
 from typing import Any
 
 from tqdm import tqdm
@@ -12,13 +11,11 @@ from tqdm import tqdm
 from rules2ranks import runs, stages
 
 Job = tuple[Callable, dict[str, Any]]
-#: How many networks train side by side on a GPU: so many parameters in all, and no more than so many networks.
-TOGETHER = {"parameters": 4_000_000, "networks": 32}
 
 
-def run_stage(name: str, parameters: dict[str, Any]) -> runs.Result:
+def run_stage(name: str, given: runs.Params) -> runs.Result:
     """One stage's result: what the workers are asked for."""
-    return getattr(stages, name)(**parameters)
+    return getattr(stages, name)(given)
 
 
 def measure(jobs: Sequence[Job], workers: int, label: str) -> list[Any]:
@@ -39,9 +36,8 @@ def measure(jobs: Sequence[Job], workers: int, label: str) -> list[Any]:
 
 def stage_jobs(name: str, parameters: Sequence[dict[str, Any]]) -> list[Job]:
     """A job for each set of parameters; all are checked first (ParameterError), before any work starts."""
-    for each in parameters:
-        getattr(stages, name).Params.check(each)
-    return [(run_stage, {"name": name, "parameters": p}) for p in parameters]
+    check = getattr(stages, name).Params.check
+    return [(run_stage, {"name": name, "given": check(each)}) for each in parameters]
 
 
 def pretrainings(bodies: Sequence[dict[str, Any]], workers: int) -> list[runs.Result]:
@@ -50,18 +46,8 @@ def pretrainings(bodies: Sequence[dict[str, Any]], workers: int) -> list[runs.Re
     from rules2ranks.stages import learning
 
     if training.device().type == "cuda":
-        checked = [learning.pretrain.Params.check(body) for body in bodies]
-        for at_once, alike in groupby(sorted(checked, key=side_by_side), side_by_side):
-            learning.pretrain_together(list(alike), at_once)
-        return [learning.pretrain(**body.model_dump()) for body in checked]
+        return learning.pretrain_together([learning.Pretraining.check(body) for body in bodies])
     return measure(stage_jobs("pretrain", bodies), workers, "pretraining")
-
-
-def side_by_side(body: Any) -> int:
-    """How many networks of this size train at once on a GPU. `body` are `pretrain.Params`."""
-    # Twelve matrices of hidden × hidden a block are nearly all of a network.
-    size = 12 * body.layers * body.hidden**2
-    return max(1, min(TOGETHER["networks"], TOGETHER["parameters"] // size))
 
 
 def seconds_of(results: Sequence[runs.Result]) -> float:
