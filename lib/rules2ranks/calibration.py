@@ -5,7 +5,7 @@ Everything here leaves the model as it was, after an error too: modes, flags, gr
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,16 @@ Hook = Callable[[nn.Module, tuple, dict, Any], None]
 CHUNK = 2**24  # entries of per-example gradients that are held at once
 
 
+class Summary(Protocol):
+    """What is noted of a module while the model runs."""
+
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Take in what goes into the module, `(positions, inputs)`, and what comes out, `(positions, outputs)`."""
+
+
+AnySummary = TypeVar("AnySummary", bound=Summary)
+
+
 class Moments:
     """Count, mean, variance and norm of what goes into a matrix: float64 tensors with one entry per input."""
 
@@ -29,8 +39,7 @@ class Moments:
         self.total: Tensor | float = 0.0
         self.squares: Tensor | float = 0.0
 
-    def add(self, inputs: Tensor) -> None:
-        """Take in `(positions, inputs)`."""
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
         inputs = inputs.double()
         self.count += len(inputs)
         self.total = self.total + inputs.sum(0)
@@ -51,54 +60,49 @@ class Moments:
         return self.squares.sqrt()
 
 
-def input_moments(
+class Angles:
+    """Mean of arccos(cos(x, y))/π, x what goes into a module, y what comes out.
+
+    0: it changes no direction, 1: it turns all of them round.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        # In float32 a cosine near 1 would not tell angles below 3e-4 apart.
+        cosine = torch.cosine_similarity(inputs.double(), outputs.double(), dim=-1).clamp(-1, 1)
+        self.count += len(cosine)
+        self.total += (cosine.arccos() / torch.pi).sum().item()
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+
+def collect(
     model: nn.Module,
     modules: Sequence[nn.Module],
+    kind: Callable[[], AnySummary],
     batches: Sequence[Any],
     loss: Loss,
     positions: Positions | None = None,
-) -> list[Moments]:
-    """Moments of the inputs of each module over all positions that count, of all batches."""
-    moments = {module: Moments() for module in modules}
+) -> list[AnySummary]:
+    """A summary of a kind for each module (matrices, decoder layers), over all positions that count of all batches."""
+    summaries = {module: kind() for module in modules}
     mask = None
 
     def see(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        moments[module].add(_counted(args[0], mask))
+        x = args[0] if args else kwargs["hidden_states"]
+        y = output[0] if isinstance(output, tuple) else output
+        summaries[module].add(_counted(x, mask), _counted(y, mask))
 
     with evaluating(model), watching(modules, see), torch.no_grad():
         for batch in batches:
             mask = None if positions is None else positions(batch)
             loss(model, batch)
-    return [moments[module] for module in modules]
-
-
-def angular_distances(
-    model: nn.Module,
-    blocks: Sequence[nn.Module],
-    batches: Sequence[Any],
-    loss: Loss,
-    positions: Positions | None = None,
-) -> list[float]:
-    """arccos(cos(x, y))/π of what goes into a block and what comes out, the mean over all positions that count.
-
-    0: the block changes no direction, 1: it turns all of them round.
-    """
-    sums, count = dict.fromkeys(blocks, 0.0), dict.fromkeys(blocks, 0)
-    mask = None
-
-    def see(block: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        x = args[0] if args else kwargs["hidden_states"]
-        y = output[0] if isinstance(output, tuple) else output
-        # In float32 a cosine near 1 would not tell angles below 3e-4 apart.
-        cosine = torch.cosine_similarity(_counted(x, mask).double(), _counted(y, mask).double(), dim=-1).clamp(-1, 1)
-        sums[block] += (cosine.arccos() / torch.pi).sum().item()
-        count[block] += len(cosine)
-
-    with evaluating(model), watching(blocks, see), torch.no_grad():
-        for batch in batches:
-            mask = None if positions is None else positions(batch)
-            loss(model, batch)
-    return [sums[block] / count[block] for block in blocks]
+    return [summaries[module] for module in modules]
 
 
 def mean_gradients(model: nn.Module, tensors: Sequence[Tensor], batches: Sequence[Any], loss: Loss) -> list[Tensor]:

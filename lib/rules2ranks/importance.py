@@ -1,23 +1,72 @@
-"""How much every coupled group of a decoder matters, and how much every decoder layer does.
+"""How much every coupled group of a decoder matters, and how much every decoder layer and matrix does.
 
-Groups by gradients (LLM-Pruner, arXiv 2305.11627, section 3.2), by weights, by activations (Wanda-sp and FLAP, arXiv
-2312.11983), or drawn at random; layers by how far they turn the residual stream (CFSP, arXiv 2409.13199).
+`MEASURES` has the importances of groups by name. Layers matter by how far they turn the residual stream (CFSP, arXiv
+2409.13199), matrices by their gradients.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from rules2ranks import calibration
 from rules2ranks.calibration import Loss, Positions
-from rules2ranks.decoders import Groups, decoder_layers, groups
+from rules2ranks.decoders import Groups, decoder_layers, groups, linears
 
-Kind = Literal["taylor", "taylor2", "taylor-mixed", "vector", "l1", "l2", "random", "wanda-sp", "flap"]
-GRADIENTS = ("taylor", "taylor2", "taylor-mixed", "vector")
-ACTIVATIONS = ("wanda-sp", "flap")
+
+@dataclass(frozen=True)
+class Measure:
+    """An importance of groups: what it must see, its meaning in a line, and its value of every weight.
+
+    A group's importance is |Σ value| over its weights. A new measure is an entry of `MEASURES` and its test. What
+    `value` gets, all float32 unless said, follows from `needs`; it returns one number per weight, in w's shape:
+
+    - "weights": w, each weight and bias in turn.
+    - "gradients": w and g, the gradient of the mean loss.
+    - "example gradients": w, g and h, the mean over all examples of the square of the example's own gradient (the
+      diagonal of the Fisher information, for the Hessian).
+    - "activations": w, the output matrix (o_proj, down_proj) as (outputs, inputs), and x, the `calibration.Moments` of
+      its inputs: float64, (inputs,).
+    - "seed": how many groups there are, and a generator; it returns a number per parameter of each group.
+    """
+
+    needs: Literal["weights", "gradients", "example gradients", "activations", "seed"]
+    meaning: str
+    value: Callable[..., Tensor]
+
+
+#: From gradients: LLM-Pruner, arXiv 2305.11627, equations 3 to 5; from activations: FLAP, arXiv 2312.11983.
+MEASURES: dict[str, Measure] = {
+    "taylor": Measure("gradients", "Σ|w·g|, first order (Element¹)", lambda w, g: (w * g).abs()),
+    "taylor2": Measure(
+        "example gradients", "Σ|½·w·h·w|, second order alone", lambda w, g, h: (w.square() * h / 2).abs()
+    ),
+    "taylor-mixed": Measure(
+        "example gradients", "Σ|w·g − ½·w·h·w| (Element²)", lambda w, g, h: (w * g - w.square() * h / 2).abs()
+    ),
+    "vector": Measure("gradients", "|Σ w·g|, the group as one vector", lambda w, g: w * g),
+    "l1": Measure("weights", "Σ|w|", lambda w: w.abs()),
+    "l2": Measure("weights", "Σw², the squared norm", lambda w: w.square()),
+    "random": Measure(
+        "seed",
+        "a uniform draw times the group's size: uniform per parameter",
+        lambda count, generator: torch.rand(count, generator=generator, dtype=torch.float64),
+    ),
+    "wanda-sp": Measure(
+        "activations",
+        "Σ|W_ij|·‖X_j‖₂ (Wanda for structures, as FLAP's authors compare with)",
+        lambda w, x: w.abs() * x.norm,
+    ),
+    "flap": Measure(
+        "activations",
+        "Σ_j Var(X_j)·‖W_:j‖₂², the fluctuation that no bias can make up for",
+        lambda w, x: w.square() * x.variance,
+    ),
+}
+Kind = Literal[*MEASURES]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +81,7 @@ class Means:
 class Scores:
     """Importance of every group: per layer one 1-D float64 tensor over attention groups and one over channels.
 
-    `wanda-sp` and `flap` have seen what goes into the output matrices and give its `means`; the others have none.
+    Measures of activations have seen what goes into the output matrices and give its `means`; the others have none.
     """
 
     kind: str
@@ -50,51 +99,36 @@ def importance(
     seed: int | None = None,
     positions: Positions | None = None,
 ) -> Scores:
-    """Score every attention group and MLP channel of every layer; the model is left as it was.
+    """Score every attention group and MLP channel of every layer by a measure of `MEASURES`; the model is left alone.
 
-    From gradients, with w all weights and biases of a group, g the gradient of the mean of `loss` over `batches` (which
-    should be of equal size), h the mean over all examples of the square of the example's own gradient (the diagonal of
-    the Fisher information, for the Hessian), dropout off; LLM-Pruner, equations 3 to 5:
-
-    - `taylor`: Σ|w·g|, first order ("Element¹").
-    - `taylor2`: Σ|½·w·h·w|, second order alone.
-    - `taylor-mixed`: Σ|w·g − ½·w·h·w| ("Element²").
-    - `vector`: |Σ w·g|, the group as one vector.
-
-    From weights: `l1` Σ|w| and `l2` Σw² (the squared norm).
-
-    From activations, with W the output matrix (o_proj, down_proj) and X_j its inputs at all positions that count, j
-    over the inputs that belong to the group:
-
-    - `wanda-sp`: Σ_j Σ_i |W_ij|·‖X_j‖₂ (Wanda for structures, as FLAP's authors compare with).
-    - `flap`: Σ_j Var(X_j)·‖W_:j‖₂², the fluctuation that no bias can make up for (FLAP).
-
-    `random`: uniform draws from `seed` times the group's size, so that the importance *per parameter* is uniform.
+    Gradients are those of the mean of `loss` over `batches` (which should be of equal size), dropout off.
 
     Args:
         batches: calibration data, with `loss` to feed it to the model; weights and chance need none (`()` and None do).
+        seed: of a measure that draws.
         positions: which positions of a batch count for activations, all unless given. Give it where there is padding.
 
     Raises:
         ValueError: an unknown kind, no batch, no loss, no seed, an unsupported model, or a score that is not finite.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
-    if kind == "random" and seed is None:
-        raise ValueError("random importance needs a seed")
+    if kind not in MEASURES:
+        raise ValueError(f"kind must be one of {tuple(MEASURES)}, got {kind!r}")
+    measure = MEASURES[kind]
+    if measure.needs == "seed" and seed is None:
+        raise ValueError(f"{kind} importance needs a seed")
+    fed = () if measure.needs in ("seed", "weights") else _fed(f"{kind} importance", batches, loss)
     parts = [part for layer in groups(model) for part in layer.parts]
     means = None
-    if kind == "random":
-        scores = _drawn(parts, seed)
-    elif kind in ACTIVATIONS:
-        fed = _fed(f"{kind} importance", batches, loss)
-        moments = calibration.input_moments(model, [part.output.module for part in parts], *fed, positions)
-        scores = [_by_activations(kind, part, seen) for part, seen in zip(parts, moments, strict=True)]
+    if measure.needs == "seed":
+        generator = torch.Generator().manual_seed(seed)
+        scores = [measure.value(part.count, generator) * part.parameters for part in parts]
+    elif measure.needs == "activations":
+        moments = _moments(model, parts, fed, positions)
+        scores = [_of_inputs(measure, part, seen) for part, seen in zip(parts, moments, strict=True)]
         means = _means(moments)
     else:
-        fed = _fed(f"{kind} importance", batches, loss) if kind in GRADIENTS else ()
-        scores = _by_weights(kind, model, parts, *fed)
-    scores = [score.double().cpu() for score in scores]
+        scores = _of_parameters(measure, model, parts, fed)
+    scores = [score.double().abs().cpu() for score in scores]
     if not all(score.isfinite().all() for score in scores):
         raise ValueError(f"{kind} importance is not finite; a model in half precision may need float32")
     return Scores(kind, scores[0::2], scores[1::2], means)
@@ -106,8 +140,8 @@ def input_means(model: nn.Module, batches: Iterable[Any], loss: Loss, *, positio
     Raises:
         ValueError: no batch, or an unsupported model.
     """
-    modules = [part.output.module for layer in groups(model) for part in layer.parts]
-    return _means(calibration.input_moments(model, modules, *_fed("a mean", batches, loss), positions))
+    parts = [part for layer in groups(model) for part in layer.parts]
+    return _means(_moments(model, parts, _fed("a mean", batches, loss), positions))
 
 
 def block_importance(
@@ -121,7 +155,25 @@ def block_importance(
         ValueError: no batch, or no decoder layers that are known.
     """
     blocks = list(decoder_layers(model).values())
-    return calibration.angular_distances(model, blocks, *_fed("block importance", batches, loss), positions)
+    fed = _fed("block importance", batches, loss)
+    return [angles.mean for angles in calibration.collect(model, blocks, calibration.Angles, *fed, positions)]
+
+
+def gradient_norms(model: nn.Module, batches: Iterable[Any], loss: Loss) -> list[dict[str, float]]:
+    """Per decoder layer, by the matrix's name, ‖∂L/∂W‖_F of the mean `loss` over `batches`; the model is left alone.
+
+    On a pruned model: what the recovery of each matrix starts with.
+
+    Raises:
+        ValueError: no batch, or a gradient that is not finite.
+    """
+    layers, fed = linears(model), _fed("a gradient norm", batches, loss)
+    weights = [module.weight for layer in layers for module in layer.values()]
+    norms = [gradient.norm().item() for gradient in calibration.mean_gradients(model, weights, *fed)]
+    if not all(map(math.isfinite, norms)):
+        raise ValueError("a gradient is not finite; a model in half precision may need float32")
+    found = iter(norms)
+    return [{name: next(found) for name in layer} for layer in layers]
 
 
 def _fed(what: str, batches: Iterable[Any], loss: Loss | None) -> tuple[Sequence[Any], Loss]:
@@ -133,42 +185,30 @@ def _fed(what: str, batches: Iterable[Any], loss: Loss | None) -> tuple[Sequence
     return batches, loss
 
 
-def _drawn(parts: Sequence[Groups], seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.rand(part.count, generator=generator, dtype=torch.float64) * part.parameters for part in parts]
-
-
-def _by_activations(kind: str, part: Groups, seen: calibration.Moments) -> Tensor:
-    weight = part.output.tensor.detach().float()
-    if kind == "wanda-sp":
-        sizes, factor = weight.abs(), seen.norm
-    else:
-        sizes, factor = weight.square(), seen.variance
-    shape = [1, 1]
-    shape[part.output.dim] = -1
-    return part.sums(part.output, sizes * factor.view(shape))
-
-
-def _by_weights(kind: str, model: nn.Module, parts: Sequence[Groups], *fed: Any) -> list[Tensor]:
-    """Scores that are sums of one value per weight, made a tensor at a time."""
+def _of_parameters(measure: Measure, model: nn.Module, parts: Sequence[Groups], fed: tuple) -> list[Tensor]:
+    """Sums over each group of the values of all its weights and biases, made a tensor at a time."""
     coupled = [c for part in parts for c in part.coupled]
-    tensors = [c.tensor for c in coupled]
-    if kind in ("l1", "l2"):
-        values = (w.detach().float().abs() if kind == "l1" else w.detach().float().square() for w in tensors)
-    elif kind in ("taylor", "vector"):
-        first = calibration.mean_gradients(model, tensors, *fed)
-        values = (w.detach().float() * g for w, g in zip(tensors, first, strict=True))
-        if kind == "taylor":
-            values = (value.abs() for value in values)
-    else:
-        first, second = calibration.example_gradients(model, [(c.module, c.parameter) for c in coupled], *fed)
-        with_first = kind == "taylor-mixed"
-        values = (
-            (with_first * w.detach().float() * g - w.detach().float().square() * h / 2).abs()
-            for w, g, h in zip(tensors, first, second, strict=True)
-        )
-    scores = [torch.stack([part.sums(c, next(values)) for c in part.coupled]).sum(0) for part in parts]
-    return [score.abs() for score in scores] if kind == "vector" else scores
+    seen: Sequence[Sequence[Tensor]] = ()
+    if measure.needs == "gradients":
+        seen = [calibration.mean_gradients(model, [c.tensor for c in coupled], *fed)]
+    elif measure.needs == "example gradients":
+        seen = calibration.example_gradients(model, [(c.module, c.parameter) for c in coupled], *fed)
+    values = (measure.value(c.tensor.detach().float(), *more) for c, *more in zip(coupled, *seen, strict=True))
+    return [torch.stack([part.sums(c, next(values)) for c in part.coupled]).sum(0) for part in parts]
+
+
+def _of_inputs(measure: Measure, part: Groups, seen: calibration.Moments) -> Tensor:
+    """Sums over each group of the values of its columns of the output matrix."""
+    output = part.output
+    values = measure.value(output.tensor.detach().float().movedim(output.dim, -1), seen)  # (outputs, inputs)
+    return part.sums(output, values.movedim(-1, output.dim))
+
+
+def _moments(
+    model: nn.Module, parts: Sequence[Groups], fed: tuple[Sequence[Any], Loss], positions: Positions | None
+) -> list[calibration.Moments]:
+    modules = [part.output.module for part in parts]
+    return calibration.collect(model, modules, calibration.Moments, *fed, positions)
 
 
 def _means(moments: Sequence[calibration.Moments]) -> Means:

@@ -1,28 +1,31 @@
 """LoRA and its kin on pruned models: put on, counted, merged, saved and loaded in PEFT's own format.
 
-Nothing here trains. Ranks come as one number for all decoder layers, as one per layer (RankAdaptor, arXiv 2406.15734,
-section 3: shared by the matrices of a layer), or as one per matrix by name; rank 0 leaves the matrix out. A and B start
-as LoRA's, PiSSA's or EVA's (`add_lora`), or AdaLoRA moves the ranks while it trains (`add_adalora`).
+    adapted = add_adapter(model, ranks=[2, 4, 4, 2], method="pissa", seed=0)
+    …                                   # training, with method_of(adapted).loss(loss)
+    save_adapter(adapted, folder)
+    mended = merge(load_adapter(model, folder))
 
-Whatever it was trained as, a saved adapter is an ordinary LoRA for the model that it was put on.
+Nothing here trains. Ranks come as one number for all decoder layers, as one per layer (RankAdaptor, arXiv 2406.15734,
+section 3: shared by the matrices of a layer), or as one per matrix by name; rank 0 leaves the matrix out. `METHODS` are
+those that there are, `Method` says how one is added. Whatever it was trained as, a saved adapter of these is an
+ordinary LoRA for the model that it was put on.
 """
 
-from rules2ranks.recovery.adalora import add_adalora, allocate, kept_parameters, kept_ranks, with_orthogonality
-from rules2ranks.recovery.files import load_adapter, save_adapter
-from rules2ranks.recovery.lora import Ranks, Start, add_lora, cost_per_rank, lora_parameters, merge
+from rules2ranks.recovery.adapters import add_adapter, load_adapter, merge, method_of, save_adapter
+from rules2ranks.recovery.method import Given, Method
+from rules2ranks.recovery.methods import METHODS
+from rules2ranks.recovery.ranks import Ranks, cost_per_rank, lora_parameters
 
 __all__ = [
+    "METHODS",
+    "Given",
+    "Method",
     "Ranks",
-    "Start",
-    "add_adalora",
-    "add_lora",
-    "allocate",
+    "add_adapter",
     "cost_per_rank",
-    "kept_parameters",
-    "kept_ranks",
     "load_adapter",
     "lora_parameters",
     "merge",
+    "method_of",
     "save_adapter",
-    "with_orthogonality",
 ]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
@@ -14,45 +13,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rules2ranks.recovery.adalora import kept
-from rules2ranks.recovery.lora import adapted, check_addable, lora_config, width
+from rules2ranks.recovery.ranks import width
+from rules2ranks.recovery.wrapping import lora_config
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # what PEFT puts before a module's name
 
 
-def save_adapter(model: PeftModel, folder: str | Path) -> None:
-    """Write the adapter as PEFT does (`adapter_config.json`, `adapter_model.safetensors`): an ordinary LoRA.
-
-    Plain `PeftModel.from_pretrained(pruned_model, folder)` loads it; `load_adapter` also checks that it fits.
-
-    PiSSA's adapter is written with twice its rank, as what the training changed: B·A − B₀·A₀ (PEFT's own conversion,
-    `subtract_mutated_init`, of an adapter that need not have been written at the start). AdaLoRA's is written with
-    the ranks that it kept, E multiplied into A.
-    """
-    modules = {name: module for _, name, module in adapted(model)}
-    one = next(iter(modules.values()))
-    if isinstance(one, AdaLoraLayer):
-        masks = kept(model)
-        _write(model, {name: _of_adalora(module, masks[name]) for name, module in modules.items()}, folder)
-    elif hasattr(one, "first_A"):
-        _write(model, {name: _of_pissa(module) for name, module in modules.items()}, folder)
-    else:
-        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-
-
-def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = False) -> PeftModel:
-    """Put a saved LoRA adapter on `model` (changed in place), after checking every name and shape.
+def load_lora(model: nn.Module, folder: str | Path, trainable: bool) -> PeftModel:
+    """Put a saved LoRA on a plain model, after checking every name and shape.
 
     Raises:
-        ValueError: files missing or damaged, not LoRA, a model with an adapter already, or anything that does not fit:
-            then each misfit is named and the model is left untouched.
+        ValueError: files missing or damaged, not LoRA, or anything that does not fit: then each misfit is named and the
+            model is left untouched.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: expected a folder in PEFT's format with safetensors")
-    check_addable(model, 0.0)
     if (kind := json.loads((folder / CONFIG).read_text()).get("peft_type")) != "LORA":
         raise ValueError(f"expected a LORA adapter, got {kind}")
     config = PeftConfig.from_pretrained(str(folder))
@@ -65,27 +43,17 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
-def _of_pissa(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """A (2·rank, inputs) and B (outputs, 2·rank) of the change since the start."""
-    a = torch.cat([module.lora_A["default"].weight, module.first_A])
-    b = torch.cat([module.lora_B["default"].weight, -module.first_B], dim=1)
-    return a, b
+def write_lora(
+    adapted: PeftModel, pairs: Mapping[str, tuple[Tensor, Tensor]], alpha_per_rank: float, folder: str | Path
+) -> None:
+    """Write A and B of each matrix, by its name, as an ordinary LoRA: W + alpha_per_rank · B·A.
 
-
-def _of_adalora(module: nn.Module, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """A (kept, inputs) and B (outputs, kept) of the triplets that are left."""
-    first = module.ranknum["default"]
-    a = module.lora_A["default"] * module.lora_E["default"] * first / (first + 1e-5)  # PEFT divides alpha by the latter
-    return a[mask], module.lora_B["default"][:, mask]
-
-
-def _write(model: PeftModel, pairs: Mapping[str, tuple[Tensor, Tensor]], folder: str | Path) -> None:
-    """Write A and B of each matrix, by its name, as an ordinary LoRA; matrices of rank 0 are left out."""
-    folder, own = Path(folder), model.peft_config["default"]
+    A is (rank, inputs), B is (outputs, rank); matrices of rank 0 are left out.
+    """
+    folder, own = Path(folder), adapted.peft_config["default"]
     folder.mkdir(parents=True, exist_ok=True)
     ranks = {name: len(a) for name, (a, _) in pairs.items() if len(a)}
-    alpha_per_rank = own.lora_alpha / getattr(own, "init_r", own.r)
-    base = model.get_base_model()
+    base = adapted.get_base_model()
     config = lora_config(base, ranks, alpha_per_rank, own.lora_dropout)
     config.fan_in_fan_out, config.inference_mode = own.fan_in_fan_out, True
     config.base_model_name_or_path = base.__dict__.get("name_or_path")
