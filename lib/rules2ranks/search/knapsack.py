@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import block_diag
+from scipy.sparse import block_array, csr_array
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -26,20 +26,26 @@ NODES, GAP = 1000, 1e-6
 
 
 class Knapsack:
-    """Choices of one option per knob that cost from `low` to `high`.
+    """Choices of one option per knob that cost from `least` to `most`.
 
-    costs: per knob the whole numbers (options,) that its options cost.
+    costs: per knob the whole numbers (options,) that its options cost. A choice costs `steps` cells of `unit`, which
+    lie in `low` … `high`; where `exact`, there is no more to it.
     """
 
-    def __init__(self, costs: Sequence[Integers], low: int, high: int) -> None:
+    def __init__(self, costs: Sequence[Integers], least: int, most: int) -> None:
         unit = max(math.gcd(*np.concatenate(costs).tolist()), 1)
-        exact = high // unit <= max(COARSE, TABLE // len(costs))
-        unit = unit if exact else -(-high // COARSE)
+        exact = most // unit <= max(COARSE, TABLE // len(costs))
+        unit = unit if exact else -(-most // COARSE)
         steps = [(row + unit // 2) // unit for row in costs]
         errors = [row - step * unit for row, step in zip(costs, steps, strict=True)]
         lost, added = sum(int(error.max()) for error in errors), sum(int(-error.min()) for error in errors)
-        self.steps, self.exact = steps, exact
-        self.low, self.high = max(-((lost - low) // unit), 0), (high + added) // unit
+        self.costs, self.least, self.most = costs, least, most
+        self.unit, self.steps, self.exact = unit, steps, exact
+        self.low, self.high = max(-((lost - least) // unit), 0), (most + added) // unit
+
+    def used(self, places: Sequence[int]) -> int:
+        """What these options cost."""
+        return sum(int(row[place]) for row, place in zip(self.costs, places, strict=True))
 
     @cached_property
     def _ways(self) -> list[Floats]:
@@ -99,30 +105,32 @@ class Knapsack:
         return places[::-1]
 
 
-def solve(costs: Sequence[Integers], values: Sequence[Floats], least: int, budgets: Sequence[int]) -> list[int] | None:
-    """The places of the options with the largest sum of `values` under several budgets, by HiGHS, or None: none found.
+def solve(knapsacks: Sequence[Knapsack], values: Sequence[Floats]) -> list[int] | None:
+    """The places of the options with the largest sum of `values` in the windows of all knapsacks, or None: none found.
 
-    costs: per knob (options, budgets). `least` bounds the first budget's use from below. The sum is the largest to
-    within `GAP`, unless the search tree ends at `NODES`, and apart from choices closer to a bound than the solver's
-    tolerance (about 1e-6 of it); what is returned obeys all bounds exactly.
+    By HiGHS: to within `GAP` of the sum, unless its search tree ends at `NODES`. What is returned is in all windows.
     """
     sizes = [len(row) for row in values]
-    one_each = LinearConstraint(block_diag([np.ones((1, size)) for size in sizes], format="csr"), 1, 1)
-    gain, use = np.concatenate(values), np.concatenate(costs).T
-    scale = np.abs(gain).max() or 1.0
-    lowest = np.array([least] + [-np.inf] * (len(budgets) - 1))
-    too_much, too_little = np.zeros(len(budgets)), np.zeros(len(budgets))
-    for _ in range(24):
-        within = LinearConstraint(use, lowest + too_little, np.array(budgets) - too_much)
-        options = {"node_limit": NODES, "mip_rel_gap": GAP}
-        found = milp(-gain / scale, integrality=1, bounds=Bounds(0, 1), constraints=[one_each, within], options=options)
-        if found.x is None:
-            return None
-        places = [int(part.argmax()) for part in np.split(found.x, np.cumsum(sizes)[:-1])]
-        used = sum(cost[place] for cost, place in zip(costs, places, strict=True))
-        over, under = np.maximum(used - budgets, 0), np.maximum(lowest - used, 0)
-        if not over.any() and not under.any():
-            return places
-        # The solver lets a bound be missed by its tolerance: keep away from it, further each time.
-        too_much, too_little = 2 * too_much + over, 2 * too_little + under
-    return None
+    places, gain, one = sum(sizes), np.concatenate(values), np.eye(len(knapsacks))
+    picks = csr_array((np.ones(places), np.arange(places), np.cumsum([0, *sizes])))
+    # A whole number of cells for each knapsack, and apart from it what rounding hides: the solver takes a millionth of
+    # a place for none, which of whole costs would be more than the difference between those that are nearly equal.
+    cells = np.array([np.concatenate(each.steps) for each in knapsacks])
+    hidden = np.array([np.concatenate(each.costs) / each.unit for each in knapsacks]) - cells
+    low, high = (np.array([getattr(each, bound) / each.unit for each in knapsacks]) for bound in ("least", "most"))
+    ones, zeros = np.ones(len(sizes)), np.zeros(len(knapsacks))
+    found = milp(
+        np.concatenate([-gain / (np.abs(gain).max() or 1), zeros]),
+        integrality=1,
+        bounds=Bounds(0, np.concatenate([np.ones(places), [each.high for each in knapsacks]])),
+        constraints=LinearConstraint(
+            block_array([[picks, None], [cells, -one], [hidden, one]]),
+            np.concatenate([ones, zeros, low]),
+            np.concatenate([ones, zeros, high]),
+        ),
+        options={"node_limit": NODES, "mip_rel_gap": GAP},
+    )
+    if found.x is None:
+        return None
+    chosen = [int(part.argmax()) for part in np.split(found.x[:places], np.cumsum(sizes)[:-1])]
+    return chosen if all(each.least <= each.used(chosen) <= each.most for each in knapsacks) else None

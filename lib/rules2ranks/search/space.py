@@ -186,14 +186,15 @@ class Space:
         """What the fixed knobs take of each budget."""
         return sum((rows[0] for rows in self._costs if len(rows) == 1), np.zeros(len(self.budgets), dtype=np.int64))
 
-    def _knapsack(self, least: int) -> knapsack.Knapsack:
-        """The choices of the searched knobs that use from `least` to all of the first budget."""
-        fixed = int(self._fixed_use[0])
-        return knapsack.Knapsack([self._costs[k][:, 0] for k in self.searched], least - fixed, self.budgets[0] - fixed)
+    def _knapsack(self, budget: int, least: int) -> knapsack.Knapsack:
+        """The choices of the searched knobs that use from `least` to all of a budget."""
+        fixed = int(self._fixed_use[budget])
+        costs = [self._costs[knob][:, budget] for knob in self.searched]
+        return knapsack.Knapsack(costs, least - fixed, self.budgets[budget] - fixed)
 
     @cached_property
     def _filling(self) -> knapsack.Knapsack:
-        return self._knapsack(self.least)
+        return self._knapsack(0, self.least)
 
     def _complete(self, searched: Integers) -> Integers:
         """Points (n, knobs) from the places of the searched knobs (n, searched)."""
@@ -224,7 +225,7 @@ class Space:
         """The point that fills the budget and has the largest sum of `values` (knobs, options; may be ragged).
 
         Exact under one budget whose costs have few multiples of their common divisor below it (see `knapsack`): a
-        dynamic programme. Otherwise HiGHS, with the tolerances of `knapsack.solve`, and never less than uniform.
+        dynamic programme. Otherwise HiGHS, as exact as `knapsack.solve` says, and never less than uniform.
 
         Raises:
             ValueError: another shape, NaN or infinities, or no point found.
@@ -244,12 +245,12 @@ class Space:
     def _largest(self, rows: Sequence[Floats], least: int) -> Point | None:
         """The point with the largest sum of values that fits the budgets and uses at least so much of the first."""
         searched = [rows[knob] for knob in self.searched]
-        counted = self._knapsack(least)
+        counted = self._knapsack(0, least)
         if counted.exact and len(self.budgets) == 1:
             places = counted.best(searched)
             return None if places is None else tuple(self._complete(np.array([places]))[0].tolist())
-        costs, fixed = [self._costs[knob] for knob in self.searched], self._fixed_use
-        places = knapsack.solve(costs, searched, least - int(fixed[0]), np.array(self.budgets) - fixed)
+        others = [self._knapsack(budget, 0) for budget in range(1, len(self.budgets))]
+        places = knapsack.solve([counted, *others], searched)
         found = [] if places is None else [tuple(self._complete(np.array([places]))[0].tolist())]
         if self.uniform is not None and self.used(self.uniform)[0] >= least:
             found.append(self.uniform)
