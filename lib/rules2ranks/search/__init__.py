@@ -1,0 +1,57 @@
+"""What to choose under a budget: a space, its controls, and searchers that ask for points and are told their scores.
+
+A point says for every knob which of its options is taken: a level, bits and a rank. Of scores, lower is better. The
+searches get their measure as a callable and know nothing of models.
+"""
+
+from rules2ranks.search.controls import (
+    by_importance,
+    draw,
+    ends_high,
+    middle_high,
+    neighbours,
+    random,
+    uniform,
+)
+from rules2ranks.search.loop import search
+from rules2ranks.search.models import cross_validated_r2, features
+from rules2ranks.search.searcher import SEARCHERS, Searcher
+from rules2ranks.search.searchers.additive import Additive, AdditiveModel
+from rules2ranks.search.searchers.optuna import NSGA2, TPE
+from rules2ranks.search.searchers.random import RandomSearch
+from rules2ranks.search.searchers.rank_adaptor import PerformanceModel, RankAdaptor
+from rules2ranks.search.space import Knob, Option, Point, Space, rank_space
+from rules2ranks.search.tables import read_trials
+from rules2ranks.search.trials import Proposal, Search, Trial, pareto
+
+__all__ = [
+    "NSGA2",
+    "SEARCHERS",
+    "TPE",
+    "Additive",
+    "AdditiveModel",
+    "Knob",
+    "Option",
+    "PerformanceModel",
+    "Point",
+    "Proposal",
+    "RandomSearch",
+    "RankAdaptor",
+    "Search",
+    "Searcher",
+    "Space",
+    "Trial",
+    "by_importance",
+    "cross_validated_r2",
+    "draw",
+    "ends_high",
+    "features",
+    "middle_high",
+    "neighbours",
+    "pareto",
+    "random",
+    "rank_space",
+    "read_trials",
+    "search",
+    "uniform",
+]

@@ -1,0 +1,96 @@
+"""The one loop of every search: ask, measure, tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rules2ranks.configuration import Configuration
+from rules2ranks.search import searchers  # noqa: F401  (they enter themselves in SEARCHERS)
+from rules2ranks.search.searcher import SEARCHERS, Searcher
+from rules2ranks.search.space import Point, Space
+from rules2ranks.search.trials import Scores, Search, Trial
+
+Measure = Callable[[Configuration, float], float | Sequence[float]]
+Known = Sequence[Trial | tuple[Point, float | Scores]]
+
+
+def search(
+    space: Space,
+    measure: Measure,
+    searcher: str | Searcher,
+    *,
+    limit: int,
+    seed: int = 0,
+    known: Known = (),
+    progress: Callable[[Trial], None] | None = None,
+) -> Search:
+    """Let a searcher look for the point of the space with the lowest score, or for the front of several scores.
+
+    searcher: its name in `SEARCHERS`, or one with settings of its own. limit: how many points it may measure (a
+    searcher says how it counts). measure: gets a configuration and a fidelity (1: in full), and returns one score or
+    several, finite, of which lower is better; called once per new point and fidelity. known: what was measured before,
+    as trials or as (point, score); the trials of an interrupted search go on exactly where it was. progress: gets each
+    newly measured trial.
+
+    Raises:
+        ValueError: an unknown searcher or a limit too low for it; known points outside the space, or given
+            twice; scores that are not finite, of another number than before, or more
+            than the searcher takes.
+    """
+    begun = _searcher(searcher).begin(space, limit, seed)
+    trials = _known(space, known)
+    scores = {(trial.point, trial.fidelity): trial.scores for trial in trials}
+    for trial in trials:
+        begun.tell(trial)
+    while (proposal := begun.ask()) is not None:
+        point, fidelity, predicted, proposer = proposal
+        new = (point, fidelity) not in scores
+        if new:
+            scores[point, fidelity] = _scores(measure(space.configuration(point), fidelity), point)
+        trials.append(Trial(point, scores[point, fidelity], fidelity, predicted, proposer))
+        _check_number(trials)
+        begun.tell(trials[-1])
+        if new and progress is not None:
+            progress(trials[-1])
+    return Search(tuple(trials), begun.choice)
+
+
+def _searcher(searcher: str | Searcher) -> Searcher:
+    if isinstance(searcher, Searcher):
+        return searcher
+    if searcher not in SEARCHERS:
+        raise ValueError(f"unknown searcher {searcher!r}: choose one of {', '.join(SEARCHERS)}")
+    return SEARCHERS[searcher]()
+
+
+def _known(space: Space, known: Known) -> list[Trial]:
+    """The known ones as trials, whatever sequences they are spelt in, after a look at them."""
+    trials: list[Trial] = []
+    found: dict[tuple[Point, float], Trial] = {}
+    for place, scores, *rest in known:
+        point = tuple(int(knob) for knob in place)
+        trial = Trial(point, _scores(scores, point), *rest)
+        trial = trial._replace(predicted=trial.predicted and tuple(trial.predicted))
+        if not space.contains(point):
+            raise ValueError(f"the known point {point} is not within the space")
+        # A searcher may propose what it knows and then has the same scores; other repeats would count twice.
+        before = found.setdefault((point, trial.fidelity), trial)
+        if before is not trial and (trial.proposer == "given" or trial.scores != before.scores):
+            raise ValueError(f"the point {point} stands twice among the known ones")
+        trials.append(trial)
+        _check_number(trials)
+    return trials
+
+
+def _scores(value: float | Sequence[float], point: Point) -> Scores:
+    scores = tuple(np.atleast_1d(np.asarray(value, dtype=np.float64)).tolist())
+    if not scores or not np.isfinite(scores).all():
+        raise ValueError(f"scores must be finite, got {value} for the point {point}")
+    return scores
+
+
+def _check_number(trials: Sequence[Trial]) -> None:
+    if len(trials[-1].scores) != len(trials[0].scores):
+        raise ValueError(f"expected {len(trials[0].scores)} scores, got {trials[-1].scores} for {trials[-1].point}")
