@@ -1,0 +1,39 @@
+"""Knows where a decoder's layers are, which of their weights belong together, and how to cut them."""
+
+from rules2ranks.decoders.families import FAMILIES, LLAMA, SUPPORTED
+from rules2ranks.decoders.groups import (
+    Coupled,
+    Groups,
+    Layer,
+    add_biases,
+    blank,
+    decoder_layers,
+    give_bias,
+    groups,
+    keep,
+    linears,
+    outputs,
+    resize,
+    shapes,
+    sizes,
+)
+
+__all__ = [
+    "FAMILIES",
+    "LLAMA",
+    "SUPPORTED",
+    "Coupled",
+    "Groups",
+    "Layer",
+    "add_biases",
+    "blank",
+    "decoder_layers",
+    "give_bias",
+    "groups",
+    "keep",
+    "linears",
+    "outputs",
+    "resize",
+    "shapes",
+    "sizes",
+]
