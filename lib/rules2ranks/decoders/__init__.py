@@ -17,6 +17,7 @@ from rules2ranks.decoders.groups import (
     shapes,
     sizes,
 )
+from rules2ranks.decoders.trial import causal_lm, check_architecture
 
 __all__ = [
     "FAMILIES",
@@ -27,6 +28,8 @@ __all__ = [
     "Layer",
     "add_biases",
     "blank",
+    "causal_lm",
+    "check_architecture",
     "decoder_layers",
     "give_bias",
     "groups",

@@ -126,9 +126,9 @@ def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
             unknown.setdefault(type(module).__name__, f"{name} ({_contents(module)})")
     if unknown:
         kinds = "; ".join(f"{kind}, such as {example}" for kind, example in unknown.items())
-        raise ValueError(f"{type(model).__name__} has layers that are not in the table: {kinds}. In it are {SUPPORTED}")
+        raise ValueError(f"layers that are not in the table: {kinds}; supported are {SUPPORTED}")
     if not found:
-        raise ValueError(f"{type(model).__name__} has no decoder layers that are in the table. In it are {SUPPORTED}")
+        raise ValueError(f"no decoder layers of a kind that is in the table; supported are {SUPPORTED}")
     return found
 
 

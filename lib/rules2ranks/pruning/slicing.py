@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rules2ranks.decoders import blank, give_bias, groups, keep
+from rules2ranks.decoders import blank, check_architecture, give_bias, groups, keep
 from rules2ranks.importance import Means, Scores
 from rules2ranks.models import parameter_count
 from rules2ranks.pruning.files import weights_of
@@ -43,8 +43,10 @@ def prune(
         means: of the unpruned model, from `input_means`, or `scores.means` of `flap` and `wanda-sp`.
 
     Raises:
-        ValueError: as `plan`; a ratio without scores, a plan with them; a plan or means made for other shapes.
+        ValueError: as `plan` and `check_architecture`; a ratio without scores, a plan with them; a plan or means made
+            for other shapes.
     """
+    check_architecture(model)
     if not isinstance(ratio, Plan):
         if scores is None:
             raise ValueError("a ratio needs the scores of the groups (see importance); a plan does not")
@@ -62,8 +64,9 @@ def mask(model: nn.Module, plan: Plan, *, means: Means | None = None) -> nn.Modu
     """A copy of `model` in its full shapes, with zeros in every weight that `prune` would remove; same compensation.
 
     Raises:
-        ValueError: the plan or the means were made for other shapes.
+        ValueError: as `check_architecture`; the plan or the means were made for other shapes.
     """
+    check_architecture(model)
     _check(model, plan, means)
     masked = copy.deepcopy(model)
     if means is not None:
