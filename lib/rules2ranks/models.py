@@ -1,15 +1,11 @@
 """The GPT-2 on binary rows, the small Llama, and loading any causal language model."""
 
-import copy
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,13 +14,13 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging
 
 from rules2ranks import checkpoints
 from rules2ranks.decoders import check_architecture
+from rules2ranks.decoders import skeleton as skeleton  # offered here too, beside what loads the weights
 from rules2ranks.gpt2 import Blocks, Mask
 
 logging.disable_progress_bar()  # loading a model of two megabytes needs no progress bar
@@ -165,38 +161,6 @@ def load_causal_lm(place: str | Path, dtype: Literal["float32", "bfloat16"] = "f
         told = [f"{what} {_few(names)}" for what, names in (("lacks", missing), ("also holds", others)) if names]
         raise ValueError(f"{folder} does not hold the model that its config.json describes: it {' and '.join(told)}")
     return model.eval()
-
-
-def skeleton(config: PreTrainedConfig, *, attn_implementation: str | None = None) -> PreTrainedModel:
-    """A model of the shapes that `config` states, its buffers filled, its parameters without memory (on "meta").
-
-    Raises:
-        ValueError: `config.architectures` names no class of transformers' models.
-    """
-    name = (config.architectures or ["none"])[0]
-    kind = getattr(transformers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-        raise ValueError(f"config.json names the architecture {name}, which transformers does not have")
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    with torch.random.fork_rng(devices=[]), _parameters_on_meta():
-        return kind._from_config(copy.deepcopy(config), **options)
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Modules made inside never hold a parameter's values: a pruned model loads without room for the unpruned one."""
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
-        if value is not None and not value.is_meta:  # one that is there already is being tied, and stays the same
-            value = nn.Parameter(value.to("meta"), value.requires_grad)
-        register(module, name, value)
-
-    nn.Module.register_parameter = on_meta
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register
 
 
 def _few(names: list[str]) -> str:

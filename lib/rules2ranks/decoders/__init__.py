@@ -17,6 +17,7 @@ from rules2ranks.decoders.groups import (
     shapes,
     sizes,
 )
+from rules2ranks.decoders.skeletons import skeleton
 from rules2ranks.decoders.trial import causal_lm, check_architecture
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "resize",
     "shapes",
     "sizes",
+    "skeleton",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rules2ranks.decoders.groups import Choice, blank, groups, keep
+from rules2ranks.decoders.skeletons import skeleton
 
 #: Sizes of the copy: key/value heads, one head, MLP, vocabulary, and a sliding window shorter than the prompt.
 HEADS, HEAD, CHANNELS, VOCABULARY, WINDOW = 4, 16, 7, 32, 4
@@ -137,8 +138,7 @@ def _fault(kind: type[PreTrainedModel], config: PreTrainedConfig) -> str:
     """What is wrong with pruning this tiny model, in words; empty if nothing is."""
     generator = torch.Generator().manual_seed(0)
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            model = kind._from_config(copy.deepcopy(config)).eval()
+        model = skeleton(config, kind).eval()
     except Exception as error:
         return f"a tiny copy to try it on cannot be made ({type(error).__name__}: {error})"
     try:
@@ -147,9 +147,10 @@ def _fault(kind: type[PreTrainedModel], config: PreTrainedConfig) -> str:
         return str(error)
     if len(layers) != (number := config.get_text_config().num_hidden_layers):
         return f"of {number} decoder layers {len(layers)} were found"
-    with torch.no_grad():
-        for p in model.parameters():  # biases and norms too, which start at 0 and 1 and would hide mistakes
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.4)
+    # Biases and norms too, which start at 0 and 1 and would hide mistakes.
+    drawn = {name: torch.randn(p.shape, generator=generator) * 0.4 for name, p in model.named_parameters()}
+    model.load_state_dict(drawn, strict=False, assign=True)
+    model.tie_weights()
     tokens = torch.randint(1, VOCABULARY, (1, LENGTH), generator=generator)
     for halves in (True, False):  # what runs at sizes that are alike and even, and is wrong, should be called wrong
         kept = [tuple(_some(part.count, halves, generator) for part in layer.parts) for layer in layers]
