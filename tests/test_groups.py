@@ -11,10 +11,10 @@ from transformers.pytorch_utils import Conv1D
 
 from rules2ranks import pruning
 from rules2ranks.models import parameter_count
-from tiny_decoders import build, plan_of, tokens
+from tiny_decoders import FAMILIES, build, plan_of, tokens
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_one_group_costs_what_its_count_says(family):
     model = build(family, kv=3, channels=5)
     layer = pruning.groups(model)[1]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rules2ranks import pruning
 from rules2ranks.models import parameter_count
-from tiny_decoders import build, plan_of, some_means, tokens
+from tiny_decoders import FAMILIES, build, plan_of, some_means, tokens
 
 
 def saved(folder, family="llama", compensated=False, **more):
@@ -38,7 +38,7 @@ for folder in sys.argv[1:]:
 
 def test_reloaded_in_a_new_process_bit_for_bit(tmp_path):
     cases = [saved(tmp_path, "llama"), saved(tmp_path, "qwen2", tied=True), saved(tmp_path, "gpt2")]
-    cases += [saved(tmp_path, family, True) for family in ("llama", "mistral", "qwen2", "qwen3", "gpt2")]
+    cases += [saved(tmp_path, family, True) for family in FAMILIES]
     with torch.no_grad():
         mine = [hashlib.sha256(pruned(tokens()).logits.numpy().tobytes()).hexdigest() for _, pruned, _ in cases]
     command = [sys.executable, "-c", RELOAD, *(str(folder) for _, _, folder in cases)]

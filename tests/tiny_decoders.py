@@ -5,10 +5,16 @@ from hypothesis import strategies as st
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -17,37 +23,46 @@ from transformers import (
 
 from rules2ranks import pruning
 
-LLAMA_LIKE = {
+GROUPED = {
     "llama": (LlamaConfig, LlamaForCausalLM, {"attention_bias": True, "mlp_bias": True}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 4}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {}),
+    "phi3": (Phi3Config, Phi3ForCausalLM, {}),
 }
+#: A rotation of whole heads: a quarter of so few numbers is nothing.
+ROTATION = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+#: A key and a value head for each query head, and as wide as all of them.
+UNGROUPED = {
+    "gpt2": (GPT2Config, GPT2LMHeadModel, {}),
+    "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM, {"rope_parameters": ROTATION}),
+    "opt": (OPTConfig, OPTForCausalLM, {}),
+}
+FAMILIES = (*GROUPED, *UNGROUPED)
+#: What some configurations call a size.
+OWN_NAMES = {"gpt2": {"intermediate_size": "n_inner"}, "opt": {"intermediate_size": "ffn_dim"}}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
 
 
 def build(family="llama", *, kv=2, queries=2, head=4, channels=5, layers=2, hidden=12, seed=0, tied=False):
     """A tiny model whose biases and norms are random too (they start as zeros and ones, which would hide mistakes)."""
-    if family == "gpt2":
-        config = GPT2Config(
-            vocab_size=11, n_positions=16, n_embd=kv * head, n_head=kv, n_layer=layers, n_inner=channels, **SPECIAL
-        )
-        kind = GPT2LMHeadModel
+    sizes = {
+        "vocab_size": 11,
+        "intermediate_size": channels,
+        "num_hidden_layers": layers,
+        "max_position_embeddings": 16,
+    }
+    if family in UNGROUPED:
+        config_kind, kind, extra = UNGROUPED[family]
+        sizes |= {"hidden_size": kv * head, "num_attention_heads": kv}
+        if family == "opt":
+            sizes["word_embed_proj_dim"] = kv * head
     else:
-        config_kind, kind, extra = LLAMA_LIKE[family]
-        config = config_kind(
-            vocab_size=11,
-            hidden_size=hidden,
-            intermediate_size=channels,
-            num_hidden_layers=layers,
-            num_attention_heads=kv * queries,
-            num_key_value_heads=kv,
-            head_dim=head,
-            max_position_embeddings=16,
-            tie_word_embeddings=tied,
-            **SPECIAL,
-            **extra,
-        )
+        config_kind, kind, extra = GROUPED[family]
+        sizes |= {"hidden_size": hidden, "num_attention_heads": kv * queries, "num_key_value_heads": kv}
+        sizes |= {"head_dim": head, "tie_word_embeddings": tied}
+    named = {OWN_NAMES.get(family, {}).get(name, name): size for name, size in sizes.items()}
+    config = config_kind(**named, **SPECIAL, **extra)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         model = kind(config).eval()
@@ -90,7 +105,7 @@ def some_means(model, seed=0):
 
 
 @st.composite
-def pruning_cases(draw, families=("llama", "mistral", "qwen2", "qwen3", "gpt2")):
+def pruning_cases(draw, families=FAMILIES):
     """A model, what to keep of it, and means to compensate with, or None."""
     kv, channels, layers = draw(st.integers(1, 4)), draw(st.integers(1, 7)), draw(st.integers(1, 3))
     model = build(

@@ -1,5 +1,6 @@
 """The GPT-2 on binary rows, the small Llama, and loading any causal language model."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -8,10 +9,18 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from rules2ranks import checkpoints
+from rules2ranks.decoders import check_architecture
+from rules2ranks.decoders import skeleton as skeleton  # offered here too, beside what loads the weights
 from rules2ranks.gpt2 import Blocks, Mask
 
 logging.disable_progress_bar()  # loading a model of two megabytes needs no progress bar
@@ -23,6 +32,8 @@ SIZES = {
     "small": {"layers": 12, "heads": 12, "hidden": 768},
     "large": {"layers": 36, "heads": 20, "hidden": 1280},
 }
+#: Buffers that old checkpoints hold and models make anew: masks and rotary frequencies.
+_OLD_BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
 #: How a board's cells go in: as the numbers that they are, or as one 0 or 1 for each value that a cell may have.
 BoardInput = Literal["integers", "one-hot"]
 
@@ -126,24 +137,34 @@ def load_causal_lm(place: str | Path, dtype: Literal["float32", "bfloat16"] = "f
     """A causal language model from a folder (or hub name) that transformers loads, in eval mode, on the CPU.
 
     Safetensors only, and no code from the model's folder is ever run. What is not in a folder or in the hub's cache is
-    downloaded where the hub can be reached.
+    downloaded where the hub can be reached. Before any weights are read, the architecture is tried (see
+    `decoders.check_architecture`).
 
     Raises:
-        ValueError: a pruned checkpoint (`pruning.load_pruned` loads it), a quantised one, or no causal language model.
+        ValueError: a pruned checkpoint (`pruning.load_pruned` loads it), a quantised one, no causal language model, one
+            that cannot be pruned; or tensors that the configuration calls for are missing, or there are others.
         OSError: there is no such folder or name, or its weights are missing, damaged or pickled: says what to do.
     """
     folder = checkpoints.find(place)
     checkpoints.check(folder)
+    options = {"trust_remote_code": False, "local_files_only": True}
+    check_architecture(AutoConfig.from_pretrained(folder, **options))
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            dtype=getattr(torch, dtype),
-        ).eval()
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True, **options
+        )
     except SafetensorError as error:
         raise OSError(f"the weights in {folder} are damaged: {error}") from error
+    missing = sorted(found["missing_keys"])
+    others = sorted(name for name in found["unexpected_keys"] if not _OLD_BUFFERS.search(name))
+    if missing or others:
+        told = [f"{what} {_few(names)}" for what, names in (("lacks", missing), ("also holds", others)) if names]
+        raise ValueError(f"{folder} does not hold the model that its config.json describes: it {' and '.join(told)}")
+    return model.eval()
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -9,9 +9,9 @@
 ratio is always the share of the whole model's parameters that is removed.
 """
 
-from rules2ranks.decoders import add_biases, decoder_layers, groups, outputs, resize, sizes
+from rules2ranks.decoders import add_biases, check_architecture, decoder_layers, groups, outputs, resize, sizes
 from rules2ranks.importance import Means, Scores, block_importance, importance, input_means
-from rules2ranks.pruning.files import load_pruned, save_pruned
+from rules2ranks.pruning.files import load_pruned, save_pruned, skeleton
 from rules2ranks.pruning.plans import Kept, Plan, plan
 from rules2ranks.pruning.slicing import mask, prune, report
 
@@ -22,6 +22,7 @@ __all__ = [
     "Scores",
     "add_biases",
     "block_importance",
+    "check_architecture",
     "decoder_layers",
     "groups",
     "importance",
@@ -35,4 +36,5 @@ __all__ = [
     "resize",
     "save_pruned",
     "sizes",
+    "skeleton",
 ]

@@ -2,17 +2,16 @@
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rules2ranks import models
 from rules2ranks.decoders import add_biases, outputs, resize, sizes
 from rules2ranks.models import parameter_count
 
@@ -43,7 +42,7 @@ def save_pruned(model: nn.Module, folder: str | Path) -> None:
         model.generation_config.save_pretrained(folder)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights_of(model).items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    whole = _unpruned(config)
+    whole = models.skeleton(config)
     without = {name for name, module in outputs(whole).items() if module.bias is None}
     about = {
         "format": FORMAT,
@@ -63,20 +62,12 @@ def load_pruned(folder: str | Path, *, attn_implementation: str | None = None) -
             and `pruning.json` call for; nothing is loaded in part.
     """
     folder = Path(folder)
-    for name in NAMES:
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}: expected a folder that save_pruned wrote")
-    about = _read_about(folder / "pruning.json")
+    _check_files(folder, NAMES)
     try:
         weights = load_file(folder / "model.safetensors")
     except SafetensorError as error:
         raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}") from error
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except OSError as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
-    model = resize(_unpruned(config, attn_implementation), about["layers"])
-    add_biases(model, about["biases"])
+    model = skeleton(folder, attn_implementation=attn_implementation)
     _check_weights(weights_of(model), weights)
     # A tied tensor is in the file once, under one of its names; tying gives it the others.
     model.load_state_dict(weights, strict=False, assign=True)
@@ -84,6 +75,23 @@ def load_pruned(folder: str | Path, *, attn_implementation: str | None = None) -
     if model.can_generate() and (folder / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model.eval()
+
+
+def skeleton(folder: str | Path, *, attn_implementation: str | None = None) -> transformers.PreTrainedModel:
+    """The model that `save_pruned` wrote, as far as its shapes go: no weights are read, parameters are on "meta".
+
+    Raises:
+        ValueError: a file is missing or damaged, or `config.json` and `pruning.json` do not fit each other.
+    """
+    folder = Path(folder)
+    _check_files(folder, NAMES[:2])
+    about = _read_about(folder / "pruning.json")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except OSError as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
+    model = resize(models.skeleton(config, attn_implementation=attn_implementation), about["layers"])
+    return add_biases(model, about["biases"])
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -95,6 +103,12 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             state[name] = tensor
     return state
+
+
+def _check_files(folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}: expected a folder that save_pruned wrote")
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -124,33 +138,3 @@ def _check_weights(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) ->
             wrong.append(f"{name}: the model needs {want}, the file has {have}")
     if wrong:
         raise ValueError("the weights do not fit the model, nothing was loaded:\n" + "\n".join(wrong))
-
-
-def _unpruned(
-    config: transformers.PretrainedConfig, attn_implementation: str | None = None
-) -> transformers.PreTrainedModel:
-    """A model of the shapes that `config` states, its buffers filled, its parameters without memory (on "meta")."""
-    name = (config.architectures or ["none"])[0]
-    kind = getattr(transformers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise ValueError(f"config.json names the architecture {name}, which transformers does not have")
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    with torch.random.fork_rng(devices=[]), _parameters_on_meta():
-        return kind._from_config(copy.deepcopy(config), **options)
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Modules made inside never hold a parameter's values: a pruned model loads without room for the unpruned one."""
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
-        if value is not None and not value.is_meta:  # one that is there already is being tied, and stays the same
-            value = nn.Parameter(value.to("meta"), value.requires_grad)
-        register(module, name, value)
-
-    nn.Module.register_parameter = on_meta
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rules2ranks.decoders import give_bias, groups, keep
+from rules2ranks.decoders import blank, check_architecture, give_bias, groups, keep
 from rules2ranks.importance import Means, Scores
 from rules2ranks.models import parameter_count
 from rules2ranks.pruning.files import weights_of
@@ -43,8 +43,10 @@ def prune(
         means: of the unpruned model, from `input_means`, or `scores.means` of `flap` and `wanda-sp`.
 
     Raises:
-        ValueError: as `plan`; a ratio without scores, a plan with them; a plan or means made for other shapes.
+        ValueError: as `plan` and `check_architecture`; a ratio without scores, a plan with them; a plan or means made
+            for other shapes.
     """
+    check_architecture(model)
     if not isinstance(ratio, Plan):
         if scores is None:
             raise ValueError("a ratio needs the scores of the groups (see importance); a plan does not")
@@ -58,22 +60,18 @@ def prune(
     return keep(pruned, [(kept.attention, kept.channels) for kept in ratio.layers])
 
 
-@torch.no_grad()
 def mask(model: nn.Module, plan: Plan, *, means: Means | None = None) -> nn.Module:
     """A copy of `model` in its full shapes, with zeros in every weight that `prune` would remove; same compensation.
 
     Raises:
-        ValueError: the plan or the means were made for other shapes.
+        ValueError: as `check_architecture`; the plan or the means were made for other shapes.
     """
+    check_architecture(model)
     _check(model, plan, means)
     masked = copy.deepcopy(model)
     if means is not None:
         _compensate(masked, plan, means)
-    for layer, kept in zip(groups(masked), plan.layers, strict=True):
-        for part, chosen in zip(layer.parts, (kept.attention, kept.channels), strict=True):
-            for c in part.coupled:
-                c.tensor.index_fill_(c.dim, part.index(c, others(chosen, part.count)), 0)
-    return masked
+    return blank(masked, [(kept.attention, kept.channels) for kept in plan.layers])
 
 
 def report(before: nn.Module, after: nn.Module) -> dict[str, float]:
