@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rules2ranks import pruning
 from rules2ranks.models import parameter_count
-from tiny_decoders import FAMILIES, build, plan_of, tokens
+from tiny_decoders import CLOSE, FAMILIES, build, plan_of, tokens
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -42,6 +42,34 @@ def test_output_matrices_by_name():
         "transformer.h.0.attn.c_proj",
         "transformer.h.0.mlp.c_proj",
     ]
+
+
+def joined(layer):
+    """The matrices of a Llama-like layer as Phi-3 has them."""
+    a, m = layer.self_attn, layer.mlp
+    return {
+        "self_attn.qkv_proj.weight": torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight]).detach(),
+        "self_attn.o_proj.weight": a.o_proj.weight.detach(),
+        "mlp.gate_up_proj.weight": torch.cat([m.gate_proj.weight, m.up_proj.weight]).detach(),
+        "mlp.down_proj.weight": m.down_proj.weight.detach(),
+    }
+
+
+def test_the_parts_of_a_fused_matrix_are_those_of_separate_ones():
+    """Phi-3 with the weights of a Llama-like model: the same groups, sums and cuts."""
+    separate, fused = build("mistral", kv=3, queries=2, head=4), build("phi3", kv=3, queries=2, head=4)
+    for mine, theirs in zip(fused.model.layers, separate.model.layers, strict=True):
+        for path, tensor in joined(theirs).items():
+            mine.get_parameter(path).data = tensor
+    for one, other in zip(pruning.groups(fused), pruning.groups(separate), strict=True):
+        assert one.parameters == other.parameters
+    ours, theirs = (pruning.importance(model, (), None, "l2") for model in (fused, separate))
+    for one, other in ((ours.attention, theirs.attention), (ours.channels, theirs.channels)):
+        torch.testing.assert_close(one, other, **CLOSE)
+    plan = plan_of(separate, [((0, 2), (1, 2)), ((1,), (0, 3, 4))])
+    cut, expected = (pruning.prune(model, plan).model.layers for model in (fused, separate))
+    for mine, theirs in zip(cut, expected, strict=True):
+        assert all(torch.equal(mine.get_parameter(path), tensor) for path, tensor in joined(theirs).items())
 
 
 def linear_twin(model):

@@ -1,8 +1,11 @@
 """The models: GPT-2 by transformers' own, causal by construction, of the stated shapes, and exact on disk."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2Model
 
 from rules2ranks import gpt2, models
@@ -245,6 +248,62 @@ def test_a_causal_model_is_loaded_from_safetensors_only(tmp_path):
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         models.load_causal_lm(tmp_path / "pickled")
+
+
+def without(name):
+    return lambda weights, config: weights.pop(name)
+
+
+def with_another(name):
+    return lambda weights, config: weights.update({name: torch.zeros(2)})
+
+
+def of_layers(number):
+    return lambda weights, config: config.update(num_hidden_layers=number)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without("model.layers.7.mlp.up_proj.weight"), r"it lacks model\.layers\.7\.mlp\.up_proj\.weight$"),
+        (with_another("model.layers.0.mlp.extra"), r"it also holds model\.layers\.0\.mlp\.extra$"),
+        (of_layers(7), r"it also holds model\.layers\.7\.\S+, .* and 1 more$"),
+        (of_layers(9), r"it lacks model\.layers\.8\.\S+, .* and 1 more$"),
+        (with_another("model.layers.0.self_attn.rotary_emb.inv_freq"), None),
+        (with_another("model.layers.0.attn.masked_bias"), None),
+    ],
+)
+def test_weights_that_are_not_the_configurations_are_refused(tmp_path, change, said):
+    """A layer has nine tensors, of which eight are named."""
+    model = models.small_llama(0)
+    model.save_pretrained(tmp_path)
+    weights, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
+    change(weights, config)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if said is None:
+        loaded = models.load_causal_lm(tmp_path)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+        return
+    with pytest.raises(ValueError, match=r"does not hold the model that its config\.json describes: " + said):
+        models.load_causal_lm(tmp_path)
+
+
+def test_a_skeleton_has_shapes_and_buffers_and_no_weights():
+    model = models.small_llama(0)
+    model.config.architectures = ["LlamaForCausalLM"]
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    empty = models.skeleton(model.config)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.is_meta for p in empty.parameters())
+    shapes = [{name: p.shape for name, p in m.named_parameters()} for m in (model, empty)]
+    assert shapes[0] == shapes[1]
+    for (name, buffer), (same, filled) in zip(model.named_buffers(), empty.named_buffers(), strict=True):
+        assert name == same and torch.equal(buffer, filled)
+    model.config.architectures = ["LlamaForNothing"]
+    with pytest.raises(ValueError, match="architecture LlamaForNothing, which transformers does not have"):
+        models.skeleton(model.config)
 
 
 def test_a_damaged_file_is_named(tmp_path):

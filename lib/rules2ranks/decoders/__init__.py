@@ -1,6 +1,6 @@
 """Knows where a decoder's layers are, which of their weights belong together, and how to cut them."""
 
-from rules2ranks.decoders.families import FAMILIES, LLAMA, SUPPORTED
+from rules2ranks.decoders.families import FAMILIES, LLAMA, SUPPORTED, family_of
 from rules2ranks.decoders.groups import (
     Coupled,
     Groups,
@@ -32,6 +32,7 @@ __all__ = [
     "causal_lm",
     "check_architecture",
     "decoder_layers",
+    "family_of",
     "give_bias",
     "groups",
     "keep",
