@@ -20,7 +20,7 @@ RUN_ENV = PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_
 	$(if $(filter gpu,$(PROFILE)),,CUDA_VISIBLE_DEVICES=)
 RUNS := $(if $(RULES2RANKS_RUNS),$(RULES2RANKS_RUNS),$(CURDIR)/runs)
 
-.PHONY: help install reproduce test reference slices refresh bench lab clean
+.PHONY: help install reproduce test reference refresh bench lab clean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3.11] [CORES=2] [PROFILE=fast|laptop|gpu] [EXTRAS=llm,chess] [PIP_ARGS=...]"
@@ -56,9 +56,6 @@ reference: $(STAMP) ## remake the tables in data/reference/ (goes on where it wa
 refresh: $(STAMP) ## execute the notebooks, write their outputs back without times and noise, renew README's tables
 	@$(RUN_ENV) python workflow/refresh.py $(NOTEBOOKS)
 	@$(RUN_ENV) python workflow/readme.py
-
-slices: $(STAMP) ## remake a slice of every reference table and compare it to the last digit
-	@$(RUN_ENV) pytest -q tests/check_tables.py
 
 bench: $(STAMP) ## measure kernels, training, recovery and what pruning saves, into data/reference/bench*.csv
 	@$(RUN_ENV) python tests/bench/automata.py

@@ -105,13 +105,13 @@ class TaskGPT(nn.Module):
         return logits.unflatten(-1, (self.cells, self.classes)) if self.kind == "boards" else logits
 
 
-def small_llama(seed: int) -> LlamaForCausalLM:
-    """A Llama of about half a million parameters with grouped-query attention, for the seven symbolic tasks.
+def small_llama_config() -> LlamaConfig:
+    """The shapes of `small_llama`.
 
     Eight layers of hidden size 64, 8 query heads of 16 on 4 key/value heads, SwiGLU of 192, vocabulary 50. Heads as
     wide as 16 and a rope base as small as 100 suit sequences of some twenty tokens.
     """
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=50,
         hidden_size=64,
         intermediate_size=192,
@@ -128,9 +128,13 @@ def small_llama(seed: int) -> LlamaForCausalLM:
         use_cache=False,
         initializer_range=0.02,
     )
+
+
+def small_llama(seed: int) -> LlamaForCausalLM:
+    """A Llama of about half a million parameters with grouped-query attention, for the seven symbolic tasks."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        return LlamaForCausalLM(small_llama_config())
 
 
 def load_causal_lm(place: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") -> PreTrainedModel:

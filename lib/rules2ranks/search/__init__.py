@@ -20,11 +20,12 @@ from rules2ranks.search.searchers.additive import Additive, AdditiveModel
 from rules2ranks.search.searchers.optuna import NSGA2, TPE
 from rules2ranks.search.searchers.random import RandomSearch
 from rules2ranks.search.searchers.rank_adaptor import PerformanceModel, RankAdaptor
-from rules2ranks.search.space import Knob, Option, Point, Space, rank_space
+from rules2ranks.search.space import GRID, Knob, Option, Point, Space, rank_space
 from rules2ranks.search.tables import read_trials
 from rules2ranks.search.trials import Proposal, Search, Trial, pareto
 
 __all__ = [
+    "GRID",
     "NSGA2",
     "SEARCHERS",
     "TPE",

@@ -21,6 +21,8 @@ Point = tuple[int, ...]
 
 #: Least share of the first budget: a point that uses less loses something by that alone.
 FILL = 0.985
+#: Ranks that a search chooses from, unless told otherwise.
+GRID = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 
 
 class Option(NamedTuple):
@@ -270,7 +272,7 @@ def rank_space(
     names: Sequence[Sequence[str]],
     cost_per_rank: Sequence[int],
     mean_rank: int,
-    grid: Sequence[int] = (0, 1, 2, 3, 4, 6, 8, 12, 16),
+    grid: Sequence[int] = GRID,
     fixed: Mapping[int, int] | None = None,
 ) -> Space:
     """A LoRA rank from the grid for each unit, where trainable parameters stay within those of the uniform mean rank.

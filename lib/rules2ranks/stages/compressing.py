@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from rules2ranks import decoders, models, pruning, recovery, runs, training
+from rules2ranks import decoders, importance, models, pruning, recovery, runs, training
 from rules2ranks.configuration import Shapes, by_matrix
 from rules2ranks.runs import stage
 from rules2ranks.stages import learning
@@ -35,7 +35,7 @@ class Pruning(runs.Params):
     base: Base = "language"
     ratio: Share = 0.5
     spread: Spread = "uniform"
-    importance: pruning.Importance = "taylor"
+    importance: importance.Kind = "taylor"
     standardise: bool = False
     compensate: bool = False
     protect: Protect = (1, 1)
@@ -93,7 +93,7 @@ class Fragility(runs.Params):
     base: Pretraining
     ratios: list[Share]
     spread: Spread = "global"
-    importance: pruning.Importance = "taylor"
+    importance: importance.Kind = "taylor"
     seed: Seed = 0
 
 
@@ -173,7 +173,7 @@ def recover(work: Path, given: Recovery) -> dict:
         shutil.copyfile(sooner.file(CHECKPOINT), checkpoint)
     with training.reproducible(given.seed):
         pool = about.draw(given.examples, draw_seed(given.seed, 0, 0))
-        adapted = method.add(load_pruned(given.pruned), given.ranks, _looked_at(given, about, pool))
+        adapted = _adapted(given, about, pool)
         history = training.train(
             adapted,
             _batches(given, pool),
@@ -193,12 +193,18 @@ def recover(work: Path, given: Recovery) -> dict:
     return {**scores, **method.counts(adapted), "history": asdict(history)}
 
 
-def _looked_at(given: Recovery, about: Subject, pool: Batch) -> recovery.Given:
-    """What a method may look at: the pool in parts of some examples, the loss, the schedule's length, the seed."""
+def _adapted(given: Recovery, about: Subject, pool: Batch) -> nn.Module:
+    """The pruned model with its adapter, before training; a method may look at all of the pool, some at a time."""
     parts = max(1, len(pool[0]) // (about.at_once or 64))
-    batches = list(zip(*(tensor.tensor_split(parts) for tensor in pool), strict=True))
-    return recovery.Given(
-        seed=given.seed, steps=given.steps, loss=about.loss, batches=batches, positions=about.positions
+    return recovery.add_adapter(
+        load_pruned(given.pruned),
+        given.ranks,
+        given.method,
+        seed=given.seed,
+        steps=given.steps,
+        loss=about.loss,
+        batches=list(zip(*(tensor.tensor_split(parts) for tensor in pool), strict=True)),
+        positions=about.positions,
     )
 
 

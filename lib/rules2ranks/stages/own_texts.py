@@ -1,11 +1,10 @@
 """A model of your own with texts of your own: its parameters, and how a causal language model is scored on texts."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer
 
-from rules2ranks import checkpoints, runs, training
+from rules2ranks import checkpoints, runs
 from rules2ranks.stages.parameters import Size
 from rules2ranks.tasks import texts
 
@@ -69,10 +68,6 @@ def tokenizer_of(model: str | Path) -> Any:
     if not checkpoints.tokenizer_files(folder):
         raise ValueError(f"{folder} holds no tokenizer: expected tokenizer.json, or what transformers makes one of")
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def on_device(arrays: Iterable[np.ndarray]) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(array).to(training.device()) for array in arrays)
 
 
 def parts(batch: tuple[Tensor, ...], at_once: int | None) -> Iterator[tuple[Tensor, ...]]:

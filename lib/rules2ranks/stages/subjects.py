@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BeforeValidator, Discriminator, Tag
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 from rules2ranks import checkpoints, decoders, models, training
 from rules2ranks.configuration import Shapes
@@ -20,7 +21,6 @@ from rules2ranks.stages.language_suite import LanguageTraining, language
 from rules2ranks.stages.learning import WEIGHTS, Pretraining, draw_seed
 from rules2ranks.stages.own_texts import OwnModel
 from rules2ranks.tasks import texts
-from rules2ranks.tasks.rows import rows_of
 
 #: The trained model of the language suite that the project ships.
 SHIPPED = data_folder() / "models" / "language_suite"
@@ -150,7 +150,7 @@ class LanguageSubject(Subject):
         return models.load_causal_lm(folder).to(training.device())
 
     def skeleton(self) -> nn.Module:
-        return models.skeleton(models.small_llama_config())
+        return decoders.skeleton(models.small_llama_config(), LlamaForCausalLM)
 
     def draw(self, size: int, seed: int) -> Batch:
         return language_suite.language_pairs(size, seed, "train")
@@ -186,8 +186,7 @@ class RuleSubject(Subject):
 
     def draw(self, size: int, seed: int) -> Batch:
         # Splits need no other handling: `draw_seed` keeps their seeds apart.
-        window = {"ring": self.base.ring, "every": self.base.every, "seed": seed}
-        return (learning.floats(rows_of(self.base.source, size, self.base.width, self.base.rows, **window)),)
+        return (learning.floats(learning.draw(self.base, size, seed)),)
 
     def held_out(self, part: Part) -> Batch:
         return self.draw(128, SEEDS[part])
@@ -227,14 +226,14 @@ class OwnSubject(Subject):
         return model.to(training.device())
 
     def skeleton(self) -> nn.Module:
-        return models.skeleton(models.read_config(checkpoints.find(self.base.model), self.base.dtype))
+        return models.skeleton(self.base.model, self.base.dtype)
 
     def draw(self, size: int, seed: int) -> Batch:
         # At most as many as there are, each once.
-        return own_texts.on_device(texts.some(*self.encoded["train"], size, seed))
+        return training.on_device(texts.some(*self.encoded["train"], size, seed))
 
     def held_out(self, part: Part) -> Batch:
-        return own_texts.on_device(self.encoded[part])
+        return training.on_device(self.encoded[part])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return own_texts.text_loss(model, batch, self.base.at_once)
@@ -246,7 +245,7 @@ class OwnSubject(Subject):
         return own_texts.text_scores(model, batch, self.base.at_once)
 
     def sample(self, size: int, seed: int) -> Batch:
-        return own_texts.on_device(texts.windows(*self.encoded["train"], size, self.base.calibration_length, seed))
+        return training.on_device(texts.windows(*self.encoded["train"], size, self.base.calibration_length, seed))
 
     def positions(self, batch: Batch) -> Tensor:
         return own_texts.before_labels(batch[1])[:, : own_texts.used(batch[1])]
