@@ -3,13 +3,15 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rules2ranks import calibration, pruning
+from rules2ranks import calibration, importance, pruning
+from rules2ranks.decoders import linears
 from rules2ranks.models import RowGPT
 from tiny_decoders import build, lm_loss, tokens
 
@@ -165,6 +167,28 @@ def test_padding_left_out_is_as_if_it_were_not_there():
     assert blocks[0] == pytest.approx(blocks[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_measure_of_ones_own_is_an_entry(family, monkeypatch):
+    own = {
+        "mean": importance.Measure("activations", "Σ|W_ij|·|mean X_j|", lambda w, x: w.abs() * x.mean.abs()),
+        "sum": importance.Measure("weights", "|Σw|", lambda w: w),
+    }
+    for name, measure in own.items():
+        monkeypatch.setitem(importance.MEASURES, name, measure)
+    model = build(family)
+    means, sums = (pruning.importance(model, [tokens()], lm_loss, kind).channels for kind in own)
+    for layer, by_mean, by_sum in zip(pruning.groups(model), means, sums, strict=True):
+        output = layer.channels.output.module
+        inputs = np.array(seen_by(model, output, [tokens()]))  # (channels, positions)
+        columns = output.weight.detach().double().numpy()
+        columns = columns if family == "gpt2" else columns.T  # (channels, outputs)
+        expected = np.abs(columns).sum(1) * np.abs(inputs.mean(1))
+        weights = sum(layer.channels.sums(c, c.tensor.detach().double()) for c in layer.channels.coupled)
+        # float32 activations, and float32 sums of terms that nearly cancel
+        torch.testing.assert_close(by_mean, torch.from_numpy(expected), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(by_sum, weights.abs(), rtol=1e-5, atol=1e-5)
+
+
 def angle(x, y):
     """The angle between two vectors over π, in plain numbers."""
     product, x, y = sum(a * b for a, b in zip(x, y, strict=True)), math.hypot(*x), math.hypot(*y)
@@ -275,6 +299,16 @@ def test_random_importance_comes_from_its_seed_and_is_uniform_per_parameter():
     assert abs(per_parameter.mean() - 0.5) < 0.05  # 900 draws: 5 standard errors
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_gradient_norms_are_those_of_autograd(family):
+    model, batches = build(family), [tokens(1), tokens(2)]
+    found = importance.gradient_norms(model, batches, steep)
+    expected = gradients(model, batches)
+    assert [list(layer) for layer in found] == [list(layer) for layer in linears(model)]
+    for name, norm in ((name, norm) for layer in found for name, norm in layer.items()):
+        assert norm == pytest.approx(expected[f"{name}.weight"].norm().item(), rel=1e-4), name
+
+
 def state_of(model):
     return (
         [p.requires_grad for p in model.parameters()],
@@ -286,7 +320,7 @@ def state_of(model):
     )
 
 
-@pytest.mark.parametrize("kind", [*BY_GRADIENT, *BY_ACTIVATION, "blocks"])
+@pytest.mark.parametrize("kind", [*BY_GRADIENT, *BY_ACTIVATION, "blocks", "norms"])
 def test_importance_leaves_the_model_as_it_was(kind):
     model = build("gpt2").train()
     model.transformer.h[0].eval()
@@ -297,6 +331,9 @@ def test_importance_leaves_the_model_as_it_was(kind):
     def score(loss=lm_loss):
         if kind == "blocks":
             return torch.tensor(pruning.block_importance(model, [tokens()], loss))
+        if kind == "norms":
+            found = importance.gradient_norms(model, [tokens()], loss)
+            return torch.tensor([norm for layer in found for norm in layer.values()])
         return pruning.importance(model, [tokens()], loss, kind).channels[1]
 
     first, again = score(), score()
@@ -323,7 +360,7 @@ def test_importance_refuses():
     ):
         with pytest.raises(ValueError, match=message):
             pruning.importance(build(), *arguments)
-    for use in (pruning.block_importance, pruning.input_means):
+    for use in (pruning.block_importance, pruning.input_means, importance.gradient_norms):
         with pytest.raises(ValueError, match="at least one batch"):
             use(build(), [], lm_loss)
     for positions in (lambda batch: torch.ones(2, 6), lambda batch: torch.ones(2, 5).bool()):

@@ -13,13 +13,15 @@ from torch.nn import functional as F
 
 from rules2ranks import recovery, stages, training
 from rules2ranks.decoders import linears
-from rules2ranks.recovery import adalora, starts
+from rules2ranks.recovery.methods import adalora, eva
+from rules2ranks.recovery.methods.lora import Lora
+from rules2ranks.recovery.wrapping import adapted_matrices
 from rules2ranks.runs import ParameterError
 from rules2ranks.stages import compressing, language_suite, subjects
 from test_recovery import BASES, RANKS, fresh, lora_tensors, ranks_for, row_gpt
 
 TOKENS = torch.randint(1, 50, (12, 9), generator=torch.Generator().manual_seed(3))
-METHODS = ["lora", "pissa", "eva", "adalora"]
+METHODS = list(recovery.METHODS)
 STEPS = 12
 
 
@@ -31,28 +33,39 @@ def next_row(model, batch):
     return F.mse_loss(model(batch[0])[:, :-1], batch[0][:, 1:])
 
 
-def put_on(model, method, ranks, loss=next_token, batches=((TOKENS,),), seed=0, steps=STEPS):
-    if method == "adalora":
-        return recovery.add_adalora(model, max(ranks), steps=steps, seed=seed)
-    return recovery.add_lora(model, ranks, start=method, batches=batches, loss=loss, seed=seed)
+def put_on(model, method, ranks, loss=next_token, batches=((TOKENS,),), seed=0, steps=STEPS, **options):
+    ranks = max(ranks) if method == "adalora" else ranks
+    return recovery.add_adapter(model, ranks, method, seed=seed, steps=steps, loss=loss, batches=batches, **options)
 
 
-def trained(model, method, ranks, loss=next_token, batches=((TOKENS,),), before=None, after=None):
+def trained(model, method, ranks, loss=next_token, batches=((TOKENS,),), steps=STEPS, before=None, after=None):
     """An adapter after a dozen steps, enough for AdaLoRA to move its ranks.
 
-    `before` and `after` see it with the number of steps, on either side of each allocation.
+    `before` and `after` see it with the number of steps, on either side of what the method does after each.
     """
-    wrapped = put_on(model, method, ranks, loss, batches)
+    adapted = put_on(model, method, ranks, loss, batches, steps=steps)
+    own = recovery.method_of(adapted).after_step(adapted)
 
     def after_step(step):
-        for call in (before, recovery.allocate if method == "adalora" else None, after):
-            if call:
-                call(wrapped, step)
+        if before:
+            before(adapted, step)
+        if own:
+            own(step)
+        if after:
+            after(adapted, step)
 
-    regularised = recovery.with_orthogonality(loss) if method == "adalora" else loss
+    loss = recovery.method_of(adapted).loss(loss)
     with training.reproducible(0):
-        training.train(wrapped, lambda step: batches[0], regularised, steps=STEPS, lr=3e-2, after_step=after_step)
-    return wrapped
+        training.train(adapted, lambda step: batches[0], loss, steps=steps, lr=3e-2, after_step=after_step)
+    return adapted
+
+
+def kept_ranks(adapted):
+    return {name: int(mask.sum()) for name, mask in adalora.kept(adapted).items()}
+
+
+def counts(adapted):
+    return recovery.method_of(adapted).counts(adapted)
 
 
 @functools.cache
@@ -157,22 +170,63 @@ def test_a_wrapper_without_config(method, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("method", "given", "message"),
     [
-        ({"start": "best"}, "lora, pissa, eva, got 'best'"),
-        ({"start": "pissa", "ranks": 40}, r"has 32 singular values: pissa cannot start at rank 40"),
-        ({"start": "eva", "batches": ()}, "give batches"),
-        ({"start": "eva", "loss": None}, "give batches, and the loss"),
-        ({"start": "eva", "ranks": 33}, r"q_proj has 64 inputs: eva can start at rank 32 at most"),
-        ({"start": "eva", "ranks": 5, "batches": ((TOKENS[:1],),)}, "batches of 10 positions or more, one has 9"),
-        ({"start": "eva", "dropout": 1.0}, "dropout"),
+        ("best", {}, "method must be one of lora, pissa, eva, adalora, got 'best'"),
+        ("pissa", {"ranks": 40}, r"has 32 singular values: pissa cannot start at rank 40"),
+        ("eva", {"batches": ()}, "give batches"),
+        ("eva", {"loss": None}, "give batches, and the loss"),
+        ("eva", {"ranks": 33}, r"q_proj has 64 inputs: eva can start at rank 32 at most"),
+        ("eva", {"ranks": 5, "batches": ((TOKENS[:1],),)}, "batches of 10 positions or more, one has 9"),
+        ("eva", {"dropout": 1.0}, "dropout"),
+        ("adalora", {"ranks": [2, 2, 2, 2, 2, 2, 2, 1]}, r"moves the ranks itself: give one mean rank .*, not \[2, 2"),
+        ("adalora", {"ranks": [2, 2, 2, 2, 2, 2, 2, 0]}, "moves the ranks itself"),
+        ("adalora", {"ranks": 0}, "all ranks are 0"),
+        ("adalora", {"ranks": 50}, "from 0 to the model's width 64, got 75"),
+        ("adalora", {"steps": 3}, "4 steps at least, got 3"),
+        ("adalora", {"steps": None}, "4 steps at least, got None"),
+        ("adalora", {"dropout": -0.1}, "dropout"),
     ],
 )
-def test_what_cannot_start_is_refused_and_the_model_left_alone(given, message):
+def test_what_cannot_start_is_refused_and_the_model_left_alone(method, given, message):
     model = fresh()
+    options = {"ranks": 2, "seed": 0, "steps": STEPS, "batches": ((TOKENS,),), "loss": next_token, **given}
     with pytest.raises(ValueError, match=message):
-        recovery.add_lora(model, **{"ranks": 2, "batches": ((TOKENS,),), "loss": next_token, "seed": 0, **given})
+        recovery.add_adapter(model, method=method, **options)
     assert not has_adapter(model) and all(p.requires_grad for p in model.parameters())
+
+
+def test_a_method_is_known_from_the_model_and_what_is_loaded_is_lora(tmp_path):
+    for method in METHODS:
+        adapted = copy.deepcopy(example("llama", method))
+        assert recovery.method_of(adapted) is recovery.METHODS[method]
+        recovery.save_adapter(adapted, tmp_path)
+        assert recovery.method_of(recovery.load_adapter(fresh(), tmp_path)) is recovery.METHODS["lora"]
+    for use in (recovery.method_of, recovery.merge, lambda model: recovery.save_adapter(model, tmp_path)):
+        with pytest.raises(ValueError, match="a LlamaForCausalLM that add_adapter or load_adapter has not returned"):
+            use(fresh())
+
+
+class FrozenA(Lora):
+    """LoRA-FA (Zhang et al., arXiv 2308.03303): A stays as drawn, B alone is trained."""
+
+    name = "lora-fa"
+
+    def add(self, model, ranks, given):
+        adapted = super().add(model, ranks, given)
+        for _, _, module in adapted_matrices(adapted):
+            module.lora_A.requires_grad_(False)
+        return adapted
+
+
+def test_a_method_of_ones_own_is_a_class_and_an_entry(monkeypatch, tmp_path):
+    monkeypatch.setitem(recovery.METHODS, FrozenA.name, FrozenA())
+    first, adapted = lora_tensors(put_on(fresh(), "lora-fa", RANKS)), trained(fresh(), "lora-fa", RANKS)
+    assert all(torch.equal(p, first[name]) == ("lora_A" in name) for name, p in lora_tensors(adapted).items())
+    trainable = sum(p.numel() for name, p in first.items() if "lora_B" in name)
+    assert counts(adapted) == {"trained_parameters": trainable}
+    recovery.save_adapter(adapted, tmp_path)
+    close(logits(recovery.load_adapter(fresh(), tmp_path).eval()), logits(adapted))
 
 
 # --- PiSSA ------------------------------------------------------------------------------------------------------
@@ -182,7 +236,7 @@ def test_what_cannot_start_is_refused_and_the_model_left_alone(given, message):
 @pytest.mark.parametrize("alpha_per_rank", [1.0, 2.0])
 def test_pissa_starts_with_the_main_part_of_each_matrix(family, alpha_per_rank):
     ranks = ranks_for(family)
-    wrapped = recovery.add_lora(fresh(family), ranks, start="pissa", alpha_per_rank=alpha_per_rank, seed=0)
+    wrapped = put_on(fresh(family), "pissa", ranks, alpha_per_rank=alpha_per_rank)
     tensors = {name: p.double().numpy() for name, p in lora_tensors(wrapped).items()}
     for layer, rank in zip(linears(fresh(family)), ranks, strict=True):
         for name, module in layer.items():
@@ -265,9 +319,8 @@ def test_eva_looks_where_it_is_told_to():
     subject = subjects.subject("language")
     where = subject.positions(pair)
     assert 0.3 < where.float().mean() < 0.8  # the rest is padding and the answers' last tokens
-    given = {"batches": [pair], "loss": subject.loss}
     told, all_of_them = (
-        lora_tensors(recovery.add_lora(fresh(), 2, start="eva", seed=0, positions=positions, **given))
+        lora_tensors(put_on(fresh(), "eva", 2, subject.loss, [pair], positions=positions))
         for positions in (subject.positions, None)
     )
     for name, inputs in inputs_of(fresh(), pair[0], where).items():
@@ -289,7 +342,7 @@ def test_eva_sees_all_batches_and_leaves_the_model_as_it_was():
 
 
 def test_directions_that_do_not_settle_are_refused(monkeypatch):
-    monkeypatch.setattr(starts, "MOST_PASSES", 2)
+    monkeypatch.setattr(eva, "MOST_PASSES", 2)
     model = fresh()
     with pytest.raises(ValueError, match="at rank 2 do not settle"):
         put_on(model, "eva", [2] * 8)
@@ -304,10 +357,10 @@ def test_directions_that_do_not_settle_are_refused(monkeypatch):
 def test_adalora_ends_within_the_budget_of_a_uniform_rank(family, rank, tmp_path):
     layers = len(linears(BASES[family]))
     wrapped = trained(fresh(family), "adalora", [rank] * layers)
-    ranks = recovery.kept_ranks(wrapped)
+    ranks = kept_ranks(wrapped)
     limit = recovery.lora_parameters(fresh(family), rank)
     assert sum(ranks.values()) <= rank * len(ranks) and len(set(ranks.values())) > 1
-    assert 0.85 * limit < recovery.kept_parameters(wrapped) <= limit
+    assert 0.85 * limit < counts(wrapped)["trained_parameters"] <= limit
     for name, kept in ranks.items():
         e = lora_tensors(wrapped)[f"base_model.model.{name}.lora_E.default"]
         assert int((e != 0).sum()) == kept
@@ -315,15 +368,15 @@ def test_adalora_ends_within_the_budget_of_a_uniform_rank(family, rank, tmp_path
     file = load_file(tmp_path / "adapter_model.safetensors")
     saved = {name.split(".", 2)[2].removesuffix(".lora_A.weight"): len(p) for name, p in file.items() if "_A" in name}
     assert saved == {name: kept for name, kept in ranks.items() if kept}
-    assert sum(p.numel() for p in file.values()) == recovery.kept_parameters(wrapped)
-    assert recovery.lora_parameters(fresh(family), ranks) == recovery.kept_parameters(wrapped)
+    assert sum(p.numel() for p in file.values()) == counts(wrapped)["trained_parameters"]
+    assert recovery.lora_parameters(fresh(family), ranks) == counts(wrapped)["trained_parameters"]
 
 
 def test_adaloras_budget_falls_as_a_cube():
     budgets = []
 
     def note(wrapped, step):
-        budgets.append(sum(recovery.kept_ranks(wrapped).values()))
+        budgets.append(sum(kept_ranks(wrapped).values()))
 
     trained(fresh(), "adalora", [2] * 8, after=note)
     first, last, begin, end = 3 * 56, 2 * 56, STEPS // 6, STEPS - STEPS // 2
@@ -349,7 +402,7 @@ def test_adalora_keeps_the_triplets_that_matter_most():
         e, a, b = (f"base_model.model.{name}.lora_{x}.default" for x in "EAB")
         entries = {x: smooth[x] * spread[x] for x in (e, a, b)}
         kept[name] = entries[e][:, 0] + entries[a].mean(1) + entries[b].mean(0)
-    count = sum(recovery.kept_ranks(wrapped).values())
+    count = sum(kept_ranks(wrapped).values())
     threshold = np.sort(np.concatenate(list(kept.values())))[-count]
     for name, mask in adalora.kept(wrapped).items():
         # Scores in double precision beside float32: none lies so near the threshold.
@@ -358,8 +411,8 @@ def test_adalora_keeps_the_triplets_that_matter_most():
 
 
 def test_the_regulariser_is_that_of_peft():
-    wrapped = recovery.add_adalora(fresh(), 2, steps=STEPS, seed=0)
-    ours = recovery.with_orthogonality(next_token)(wrapped, (TOKENS,)) - next_token(wrapped, (TOKENS,))
+    wrapped = put_on(fresh(), "adalora", [2])
+    ours = recovery.method_of(wrapped).loss(next_token)(wrapped, (TOKENS,)) - next_token(wrapped, (TOKENS,))
     with_it = wrapped(input_ids=TOKENS, labels=TOKENS).loss
     wrapped.peft_config["default"].orth_reg_weight = 0.0
     without = wrapped(input_ids=TOKENS, labels=TOKENS).loss
@@ -368,7 +421,7 @@ def test_the_regulariser_is_that_of_peft():
 
 
 def test_adalora_starts_as_that_of_peft():
-    wrapped = recovery.add_adalora(fresh(), 8, steps=STEPS, seed=0)
+    wrapped = put_on(fresh(), "adalora", [8])
     tensors = lora_tensors(wrapped)
     config = AdaLoraConfig(init_r=12, target_r=8, total_step=STEPS, target_modules=["q_proj", "down_proj"])
     theirs = lora_tensors(get_peft_model(fresh(), config))
@@ -380,29 +433,19 @@ def test_adalora_starts_as_that_of_peft():
     assert all((p == 0).all() for name, p in tensors.items() if "lora_E" in name)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"rank": [2] * 8}, r"moves the ranks itself: give one mean rank for all matrices, not \[2, 2"),
-        ({"rank": 0}, "all ranks are 0"),
-        ({"rank": 50}, "from 0 to the model's width 64, got 75"),
-        ({"steps": 3}, "4 steps at least, got 3"),
-        ({"dropout": -0.1}, "dropout"),
-    ],
-)
-def test_what_adalora_cannot_do_is_refused(given, message):
-    model = fresh()
-    with pytest.raises(ValueError, match=message):
-        recovery.add_adalora(model, **{"rank": 2, "steps": STEPS, "seed": 0, **given})
-    assert not has_adapter(model)
+def test_adalora_takes_its_mean_rank_in_every_form():
+    names = [name for layer in linears(fresh()) for name in layer]
+    one, *others = (
+        lora_tensors(recovery.add_adapter(fresh(), ranks, "adalora", seed=0, steps=STEPS))
+        for ranks in (2, [2] * 8, dict.fromkeys(reversed(names), 2))
+    )
+    for other in others:
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_four_steps_are_enough_for_adalora():
-    wrapped = put_on(fresh(), "adalora", [2], steps=4)
-    loss, each = recovery.with_orthogonality(next_token), functools.partial(recovery.allocate, wrapped)
-    with training.reproducible(0):
-        training.train(wrapped, lambda step: (TOKENS,), loss, steps=4, lr=1e-2, after_step=each)
-    assert recovery.kept_parameters(wrapped) <= recovery.lora_parameters(fresh(), 2)
+    adapted = trained(fresh(), "adalora", [2], steps=4)
+    assert counts(adapted)["trained_parameters"] <= recovery.lora_parameters(fresh(), 2)
 
 
 # --- the stage --------------------------------------------------------------------------------------------------
@@ -435,6 +478,6 @@ def test_the_stage_trains_counts_and_saves_each_method(method, store):
 
 def test_the_stage_refuses_what_no_method_can_do(store):
     with pytest.raises(ValueError, match="give one mean rank"):
-        stages.recover(pruned={"ratio": 0.5}, ranks=[2] * 8, method="adalora")
+        stages.recover(pruned={"ratio": 0.5}, ranks=[2] * 7 + [1], method="adalora")
     with pytest.raises(ParameterError, match="'lora', 'pissa', 'eva' or 'adalora'"):
         stages.recover(pruned={"ratio": 0.5}, method="dora")
