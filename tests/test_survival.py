@@ -273,7 +273,7 @@ def test_a_tail_that_cannot_be_told_has_no_level(draw):
         (lambda: time_to_reach([1, 2], [True, True], ["a", None]), "a label for each of the 2 entries, got 1"),
         (lambda: parametric_fits([1, 9, 9, 9], [1, 0, 0, 0]), "a third must have reached it .* got 25%"),
         (lambda: parametric_fits([1, 2, 9, 9], [1, 1, 0, 0], groups=list("aabb")), "got 0% of b"),
-        (lambda: parametric_fits([5, 5, 3], [1, 1, 0]), "needs steps that differ, got 5 throughout"),
+        (lambda: parametric_fits([5, 5, 3], [1, 1, 0]), "needs steps that differ, got arrivals at 5 only"),
         (lambda: parametric_fits([0, 2], [1, 1]), "steps must be above zero, got 0"),
         (lambda: parametric_fits([1, 2], [1, 1], checked_every=0), "checked_every must be above zero, got 0"),
         (lambda: failures(np.zeros((2, 3)), np.zeros(3, dtype=int)), r"got \(2, 3\) and \(3,\)"),

@@ -114,7 +114,7 @@ def parametric_fits(
 
     Returns a table with the index `model` (or `group`, `model`) and the columns aic, median (steps), scale, shape.
     Raises ValueError where less than a third (of a group) reached it, as a fit would then be all extrapolation, and
-    for unequal lengths, steps or `checked_every` not above zero, or NaN.
+    for unequal lengths, steps or `checked_every` not above zero, arrivals all at the last step watched, or NaN.
     """
     times, events = _watched(steps, reached)
     if times.min() <= 0:
@@ -257,7 +257,7 @@ def _fits(times: Floats, events: NDArray[np.bool_], checked_every: float | None,
     if share < MIN_REACHED:
         raise ValueError(f"a third must have reached it for a parametric fit, got {share:.0%}{whose}")
     if times[events].min() == times.max():
-        raise ValueError(f"a fit needs steps that differ, got {times.max():g} throughout{whose}")
+        raise ValueError(f"a fit needs steps that differ, got arrivals at {times.max():g} only{whose}")
     rows = {name: _fit(*family, times, events, checked_every) for name, family in _FAMILIES.items()}
     names = ["aic", "median", "scale", "shape"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=names).rename_axis("model")
