@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2Model
 
-from rules2ranks import gpt2, models
+from rules2ranks import decoders, gpt2, models
 
 SMALL = {"layers": 2, "heads": 2, "hidden": 16, "rows": 12}
 
@@ -294,7 +294,7 @@ def test_a_skeleton_has_shapes_and_buffers_and_no_weights():
     model.config.architectures = ["LlamaForCausalLM"]
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    empty = models.skeleton(model.config)
+    empty = decoders.skeleton(model.config)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.is_meta for p in empty.parameters())
     shapes = [{name: p.shape for name, p in m.named_parameters()} for m in (model, empty)]
@@ -303,7 +303,7 @@ def test_a_skeleton_has_shapes_and_buffers_and_no_weights():
         assert name == same and torch.equal(buffer, filled)
     model.config.architectures = ["LlamaForNothing"]
     with pytest.raises(ValueError, match="architecture LlamaForNothing, which transformers does not have"):
-        models.skeleton(model.config)
+        decoders.skeleton(model.config)
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rules2ranks import configuration, decoders, models, pruning, recovery
+from rules2ranks import configuration, decoders, pruning, recovery
 from rules2ranks.configuration import Configuration
 from rules2ranks.models import RowGPT, parameter_count
 from tiny_decoders import FAMILIES, build, plan_of
@@ -51,7 +51,7 @@ def test_shapes_need_no_weights(family, tmp_path):
         assert decoders.shapes(empty) == decoders.shapes(each)
     config = model.config
     config.architectures = [type(model).__name__]
-    assert decoders.shapes(models.skeleton(config)) == decoders.shapes(model)
+    assert decoders.shapes(decoders.skeleton(config)) == decoders.shapes(model)
 
 
 def test_half_precision_and_blocks_of_our_own():

@@ -19,8 +19,7 @@ from transformers import (
 from transformers.utils import logging
 
 from rules2ranks import checkpoints
-from rules2ranks.decoders import check_architecture
-from rules2ranks.decoders import skeleton as skeleton  # offered here too, beside what loads the weights
+from rules2ranks.decoders import causal_lm, check_architecture, skeleton
 from rules2ranks.gpt2 import Blocks, Mask
 
 logging.disable_progress_bar()  # loading a model of two megabytes needs no progress bar
@@ -32,6 +31,10 @@ SIZES = {
     "small": {"layers": 12, "heads": 12, "hidden": 768},
     "large": {"layers": 36, "heads": 20, "hidden": 1280},
 }
+#: The types of weights that a model is loaded in.
+Dtype = Literal["float32", "bfloat16"]
+#: No code from a model's folder is ever run, and nothing is fetched behind `checkpoints.find`.
+_LOCAL = {"trust_remote_code": False, "local_files_only": True}
 #: Buffers that old checkpoints hold and models make anew: masks and rotary frequencies.
 _OLD_BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
 #: How a board's cells go in: as the numbers that they are, or as one 0 or 1 for each value that a cell may have.
@@ -137,7 +140,7 @@ def small_llama(seed: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(small_llama_config())
 
 
-def load_causal_lm(place: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") -> PreTrainedModel:
+def load_causal_lm(place: str | Path, dtype: Dtype = "float32") -> PreTrainedModel:
     """A causal language model from a folder (or hub name) that transformers loads, in eval mode, on the CPU.
 
     Safetensors only, and no code from the model's folder is ever run. What is not in a folder or in the hub's cache is
@@ -149,13 +152,11 @@ def load_causal_lm(place: str | Path, dtype: Literal["float32", "bfloat16"] = "f
             that cannot be pruned; or tensors that the configuration calls for are missing, or there are others.
         OSError: there is no such folder or name, or its weights are missing, damaged or pickled: says what to do.
     """
-    folder = checkpoints.find(place)
-    checkpoints.check(folder)
-    options = {"trust_remote_code": False, "local_files_only": True}
-    check_architecture(AutoConfig.from_pretrained(folder, **options))
+    folder = _checked(place)
+    check_architecture(AutoConfig.from_pretrained(folder, **_LOCAL))
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True, **options
+            folder, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True, **_LOCAL
         )
     except SafetensorError as error:
         raise OSError(f"the weights in {folder} are damaged: {error}") from error
@@ -165,6 +166,22 @@ def load_causal_lm(place: str | Path, dtype: Literal["float32", "bfloat16"] = "f
         told = [f"{what} {_few(names)}" for what, names in (("lacks", missing), ("also holds", others)) if names]
         raise ValueError(f"{folder} does not hold the model that its config.json describes: it {' and '.join(told)}")
     return model.eval()
+
+
+def causal_lm_skeleton(place: str | Path, dtype: Dtype = "float32") -> PreTrainedModel:
+    """The model that `load_causal_lm` loads without its values: parameters on "meta". No weights are read.
+
+    Raises:
+        ValueError, OSError: as `load_causal_lm` of the configuration.
+    """
+    kind, config = causal_lm(AutoConfig.from_pretrained(_checked(place), **_LOCAL))
+    return skeleton(config, kind).to(getattr(torch, dtype))
+
+
+def _checked(place: str | Path) -> Path:
+    folder = checkpoints.find(place)
+    checkpoints.check(folder)
+    return folder
 
 
 def _few(names: list[str]) -> str:

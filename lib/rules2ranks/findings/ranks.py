@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from rules2ranks import evaluation, tables
+from rules2ranks import evaluation, search, tables
 
 TABLES = ("rank_adaptor", "rank_settings")
 #: Not at equal parameters: it shows what more rank would bring.
@@ -112,20 +112,18 @@ def explained(table: str = "rank_adaptor") -> pd.DataFrame:
     A row for each (setting, search seed), over the random vectors that were measured under that seed; RankAdaptor's
     MLP, and the additive concave model.
     """
-    from rules2ranks import allocation  # brings torch along, which who only reads tables does not need
-
     def mlp(train, values, test):
-        return allocation.PerformanceModel(int(np.max(train))).fit(train, values, seed=0).predict(test)
+        return search.PerformanceModel(int(np.max(train))).fit(train, values, seed=0).predict(test)
 
     def additive(train, values, test):
-        return allocation.AdditiveModel.fit(train, values).predict(test)
+        return search.AdditiveModel.fit(train, values).predict(test)
 
     searched, _ = tables.read(f"{table}_search")
     drawn = searched[searched.phase.isin(["random", "offline"])].drop_duplicates(["setting", "search_seed", "ranks"])
     rows = {}
     for (setting, seed), part in drawn.groupby(["setting", "search_seed"], sort=False):
         vectors, scores = _vectors(part.ranks), part.measured.tolist()
-        r2 = [allocation.cross_validated_r2(fit, vectors, scores, folds=5, seed=0) for fit in (mlp, additive)]
+        r2 = [search.cross_validated_r2(fit, vectors, scores, folds=5, seed=0) for fit in (mlp, additive)]
         rows[setting, seed] = [len(vectors), *r2]
     found = pd.DataFrame.from_dict(rows, orient="index", columns=["vectors", "five-layer MLP", "additive concave"])
     found.index = pd.MultiIndex.from_tuples(found.index, names=["setting", "search seed"])

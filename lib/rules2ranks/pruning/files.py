@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rules2ranks import models
+from rules2ranks import decoders
 from rules2ranks.decoders import add_biases, outputs, resize, sizes
 from rules2ranks.models import parameter_count
 
@@ -42,7 +42,7 @@ def save_pruned(model: nn.Module, folder: str | Path) -> None:
         model.generation_config.save_pretrained(folder)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights_of(model).items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    whole = models.skeleton(config)
+    whole = decoders.skeleton(config)
     without = {name for name, module in outputs(whole).items() if module.bias is None}
     about = {
         "format": FORMAT,
@@ -90,7 +90,7 @@ def skeleton(folder: str | Path, *, attn_implementation: str | None = None) -> t
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except OSError as error:
         raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
-    model = resize(models.skeleton(config, attn_implementation=attn_implementation), about["layers"])
+    model = resize(decoders.skeleton(config, attn_implementation=attn_implementation), about["layers"])
     return add_biases(model, about["biases"])
 
 

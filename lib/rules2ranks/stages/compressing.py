@@ -11,8 +11,9 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from rules2ranks import decoders, importance, models, pruning, recovery, runs, training
+from rules2ranks import decoders, models, pruning, recovery, runs, training
 from rules2ranks.configuration import Shapes, by_matrix
+from rules2ranks.importance import Kind
 from rules2ranks.runs import stage
 from rules2ranks.stages import learning
 from rules2ranks.stages.learning import CHECKPOINT, WEIGHTS, Pretraining, draw_seed
@@ -35,7 +36,7 @@ class Pruning(runs.Params):
     base: Base = "language"
     ratio: Share = 0.5
     spread: Spread = "uniform"
-    importance: importance.Kind = "taylor"
+    importance: Kind = "taylor"
     standardise: bool = False
     compensate: bool = False
     protect: Protect = (1, 1)
@@ -93,7 +94,7 @@ class Fragility(runs.Params):
     base: Pretraining
     ratios: list[Share]
     spread: Spread = "global"
-    importance: importance.Kind = "taylor"
+    importance: Kind = "taylor"
     seed: Seed = 0
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer
 
-from rules2ranks import checkpoints, runs
+from rules2ranks import checkpoints, models, runs
 from rules2ranks.stages.parameters import Size
 from rules2ranks.tasks import texts
 
@@ -46,7 +46,7 @@ class OwnModel(runs.OfFiles):
     held_out: Size = 200
     calibration_samples: Size = 10
     calibration_length: Tokens = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: models.Dtype = "float32"
     at_once: Size = 8
 
     def fingerprints(self) -> dict[str, str]:

@@ -226,7 +226,7 @@ class OwnSubject(Subject):
         return model.to(training.device())
 
     def skeleton(self) -> nn.Module:
-        return models.skeleton(self.base.model, self.base.dtype)
+        return models.causal_lm_skeleton(self.base.model, self.base.dtype)
 
     def draw(self, size: int, seed: int) -> Batch:
         # At most as many as there are, each once.
