@@ -112,6 +112,7 @@ def explained(table: str = "rank_adaptor") -> pd.DataFrame:
     A row for each (setting, search seed), over the random vectors that were measured under that seed; RankAdaptor's
     MLP, and the additive concave model.
     """
+
     def mlp(train, values, test):
         return search.PerformanceModel(int(np.max(train))).fit(train, values, seed=0).predict(test)
 

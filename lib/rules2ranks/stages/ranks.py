@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 
 from rules2ranks import importance, runs, training
 from rules2ranks import search as searching
-from rules2ranks.configuration import Configuration, Shapes
-from rules2ranks.search import Point, Search, Searcher, Space
+from rules2ranks.configuration import Configuration, Shapes, by_matrix
+from rules2ranks.search import Point, Search, Searcher, Space, Trial
 from rules2ranks.stages.compressing import HowRecovered, Pruning, Recovery, load_pruned, pruned_shapes, recover
 from rules2ranks.stages.parameters import Rank, Seed, Size
 from rules2ranks.stages.subjects import subject
@@ -83,6 +83,10 @@ class Problem:
         """The parameters that one unit of rank adds to these matrices."""
         return sum(self.shapes.matrices[name].inputs + self.shapes.matrices[name].outputs for name in names)
 
+    def choice(self, ranks: Any) -> Configuration:
+        """The configuration of ranks in any form that `Recovery` takes."""
+        return Configuration(ranks=by_matrix(ranks, self.shapes.names))
+
     def recovery(self, ranks: Any, seed: int, fidelity: float = 1.0) -> Recovery:
         """One recovery: of a `Configuration`, or of ranks in any form that `Recovery` takes.
 
@@ -125,8 +129,7 @@ class Problem:
 
 
 def _twice(problem: Problem, number: int) -> list[Configuration]:
-    rank = 2 * problem.question.mean_rank
-    return [Configuration(ranks=dict.fromkeys(problem.shapes.matrices, rank))]
+    return [problem.choice(2 * problem.question.mean_rank)]
 
 
 #: What a searched choice is compared with: points of the problem's space, or configurations outside it.
@@ -147,8 +150,9 @@ def search(
     *,
     limit: Size = 16,
     seed: Seed = 0,
+    known: Sequence[Trial] = (),
     table: str | Path | None = None,
-    progress: Any = None,
+    progress: Callable[[Trial], None] | None = None,
 ) -> Search:
     """A search for the ranks of a pruned model; every measurement is a result of `recover` with this seed.
 
@@ -156,8 +160,9 @@ def search(
 
     Args:
         searcher: a name of `search.SEARCHERS`, or one with settings, such as `search.RankAdaptor(offline=8)`.
-        table: measurements that count as known, see `search.read_trials` (scores as the target wants them: low, but
-            for an accuracy).
+        known: trials that count as measured, such as those of an interrupted search.
+        table: a file of more such measurements, see `search.read_trials` (scores as the target wants them: low, but for
+            an accuracy).
         progress: called with each new `search.Trial`.
 
     Raises:
@@ -165,12 +170,12 @@ def search(
     """
     problem = Problem(question)
     accuracy = question.target == "accuracy"
-    known = searching.read_trials(table, problem.space, higher_is_better=accuracy) if table else ()
+    read = searching.read_trials(table, problem.space, higher_is_better=accuracy) if table else []
 
     def measure(configuration: Configuration, fidelity: float) -> float:
         return problem.score(configuration, seed, fidelity)
 
     with training.reproducible(seed):
         return searching.search(
-            problem.space, measure, searcher, limit=limit, seed=seed, known=known, progress=progress
+            problem.space, measure, searcher, limit=limit, seed=seed, known=[*known, *read], progress=progress
         )

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from rules2ranks import runs, search
-from rules2ranks.configuration import Configuration, by_matrix
+from rules2ranks.configuration import Configuration
 from rules2ranks.stages import ranks
 from rules2ranks.stages.compressing import Pruning, Recovery, recover
 from rules2ranks.stages.parameters import Rank, Rate, Seed, Size
@@ -167,8 +167,7 @@ def _choices(problem: Problem, searched: Rows) -> list[Chosen]:
             entries = [e for e in searched if (e["allocator"], e["search_seed"]) == (kind, seed)]
             # The additive model's own choice is the last of its history; the others return the best they measured.
             best = next((e for e in entries if e["phase"] == "exact"), min(entries, key=lambda e: e["measured"]))
-            ranks = by_matrix(read_ranks(best["ranks"]), problem.shapes.names)
-            chosen.append(Chosen(kind, seed, Configuration(ranks=ranks), {}))
+            chosen.append(Chosen(kind, seed, problem.choice(read_ranks(best["ranks"])), {}))
     uniform = setting.mean_rank
     methods = setting.methods.items()
     return chosen + [Chosen(f"uniform, {name}", None, uniform, {"method": name, **how}) for name, how in methods]
