@@ -71,10 +71,10 @@ class Params(BaseModel):
         return kind.nested(value) if isinstance(kind, type) and issubclass(kind, Params) else value
 
     @classmethod
-    def check(cls, values: Mapping[str, Any]) -> Self:
+    def check(cls, values: Mapping[str, Any] | Self) -> Self:
         """The parameters with every value checked, or a ParameterError that names each mistake and its mending."""
         try:
-            return cls(**values)
+            return values if isinstance(values, cls) else cls(**values)
         except ValidationError as error:
             raise ParameterError("\n".join(_explain(cls, item) for item in error.errors())) from None
 

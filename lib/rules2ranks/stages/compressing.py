@@ -15,9 +15,10 @@ from rules2ranks import decoders, models, pruning, recovery, runs, training
 from rules2ranks.configuration import Shapes, by_matrix
 from rules2ranks.importance import Kind
 from rules2ranks.runs import stage
+from rules2ranks.spreads import Spread
 from rules2ranks.stages import learning
 from rules2ranks.stages.learning import CHECKPOINT, WEIGHTS, Pretraining, draw_seed
-from rules2ranks.stages.parameters import Rate, Seed, Share, Size, Spread, Steps
+from rules2ranks.stages.ranges import Rate, Seed, Share, Size, Steps
 from rules2ranks.stages.subjects import SHIPPED_WEIGHTS, Base, Batch, Subject, subject
 from rules2ranks.training import Schedule
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rules2ranks import models, runs, training
 from rules2ranks.stages.learning import CHECKPOINT, draw_seed
-from rules2ranks.stages.parameters import Rate, Seed, Size, Steps
+from rules2ranks.stages.ranges import Rate, Seed, Size, Steps
 from rules2ranks.tasks import language as suite
 
 

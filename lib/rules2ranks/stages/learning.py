@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rules2ranks import models, runs, training
 from rules2ranks.gpt2 import Mask
-from rules2ranks.stages.parameters import Rate, Rule, Seed, Size, Steps
+from rules2ranks.stages.ranges import Rate, Rule, Seed, Size, Steps
 from rules2ranks.tasks import rows as automaton_rows
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -107,10 +107,15 @@ def floats(array: np.ndarray) -> Tensor:
 # --- the network and its scores ---------------------------------------------------------------------------------
 
 
-def untrained(body: Pretraining) -> models.RowGPT:
-    """A model as pretraining begins with it."""
+def network(body: Pretraining) -> models.RowGPT:
+    """A model as pretraining begins with it, wherever torch makes tensors now."""
     shape = {name: getattr(body, name) for name in ("layers", "heads", "hidden", "rows", "seed", "mask")}
-    return models.RowGPT(body.width, body.width, **shape).to(training.device())
+    return models.RowGPT(body.width, body.width, **shape)
+
+
+def untrained(body: Pretraining) -> models.RowGPT:
+    """A model as pretraining begins with it, on the device."""
+    return network(body).to(training.device())
 
 
 def pretrained(body: Pretraining) -> models.RowGPT:

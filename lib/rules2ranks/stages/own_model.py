@@ -26,7 +26,7 @@ from rules2ranks.evaluation import benchmarks
 from rules2ranks.runs import stage
 from rules2ranks.stages.compressing import Pruning, Recovery, load_pruned, recover
 from rules2ranks.stages.own_texts import OwnModel, tokenizer_of
-from rules2ranks.stages.parameters import Seed, Size
+from rules2ranks.stages.ranges import Seed, Size
 from rules2ranks.stages.subjects import SHIPPED
 from rules2ranks.tasks import language as suite
 
@@ -52,7 +52,7 @@ def export(recovered: Mapping[str, Any] | Recovery, folder: str | Path, merged: 
     Raises:
         ValueError: the recovered model is none of your own, or the folder holds something else.
     """
-    recovered = recovered if isinstance(recovered, Recovery) else Recovery.check(recovered)
+    recovered = Recovery.check(recovered)
     base = _own(recovered)
     folder = Path(folder).expanduser()
     if folder.exists() and any(folder.iterdir()) and not (folder / "pruning.json").is_file():

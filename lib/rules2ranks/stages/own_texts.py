@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer
 
 from rules2ranks import checkpoints, models, runs
-from rules2ranks.stages.parameters import Size
+from rules2ranks.stages.ranges import Size
 from rules2ranks.tasks import texts
 
 Tokens = Annotated[int, Field(ge=2, le=1_000_000, description="tokens of a text")]

@@ -7,27 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rules2ranks import runs, tasks
+from rules2ranks import runs
 from rules2ranks.spreads import Spread
+from rules2ranks.stages.ranges import Rank, Rate, Rule, Seed, Share, Size, Steps
+from rules2ranks.tasks import CoreTask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-Rule = Annotated[int, Field(ge=0, le=255, description="ECA rule in Wolfram's numbering")]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Steps = Annotated[int, Field(ge=1, le=10_000_000, description="optimiser steps")]
-Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Crop = Annotated[int, Field(ge=1, le=1000, description="cells of a row that a model sees")]
 Rows = Annotated[int, Field(ge=2, le=900, description="rows that a model looks back on")]
 #: With the first and the last of eight layers whole, no more can be removed from the language-suite model.
 Removed = Annotated[float, Field(gt=0, le=0.66, description="share of all parameters")]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Rate = Annotated[float, Field(gt=0, le=1, description="learning rate")]
-Rank = Annotated[int, Field(ge=1, le=256, description="LoRA rank")]
-Task = Literal[*tasks.NAMES]
-CoreTask = Literal[*tasks.CORE]
-Importance = Literal["taylor", "taylor2", "taylor-mixed", "vector", "l1", "l2", "random", "wanda-sp", "flap"]
 
 NOTEBOOKS: dict[str, type["Notebook"]] = {}
 

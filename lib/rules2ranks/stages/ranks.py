@@ -16,7 +16,7 @@ from rules2ranks import search as searching
 from rules2ranks.configuration import Configuration, Shapes, by_matrix
 from rules2ranks.search import Point, Search, Searcher, Space, Trial
 from rules2ranks.stages.compressing import HowRecovered, Pruning, Recovery, load_pruned, pruned_shapes, recover
-from rules2ranks.stages.parameters import Rank, Seed, Size
+from rules2ranks.stages.ranges import Rank, Seed, Size
 from rules2ranks.stages.subjects import subject
 
 #: What shares one rank: the matrices of a layer, as in the paper; those of one kind in all layers; or none.

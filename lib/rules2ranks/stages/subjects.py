@@ -182,7 +182,7 @@ class RuleSubject(Subject):
 
     def skeleton(self) -> nn.Module:
         with torch.device("meta"):
-            return learning.untrained(self.base)
+            return learning.network(self.base)
 
     def draw(self, size: int, seed: int) -> Batch:
         # Splits need no other handling: `draw_seed` keeps their seeds apart.

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from rules2ranks import evaluation, models, runs, tasks, training
 from rules2ranks.published import data_folder
 from rules2ranks.stages.learning import CHECKPOINT, Pretraining, draw_seed, pretrained, untrained
-from rules2ranks.stages.parameters import Rate, Seed, Share, Size, Steps, Task
+from rules2ranks.stages.ranges import Rate, Seed, Share, Size, Steps
+from rules2ranks.tasks import Name as Task
 
 PREDICTIONS = "predictions.safetensors"
 GAMES = data_folder() / "games" / "stockfish.txt"

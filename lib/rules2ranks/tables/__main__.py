@@ -12,9 +12,9 @@ from typing import Any, get_type_hints
 import pandas as pd
 import yaml
 
-from rules2ranks import runs
+from rules2ranks import runs, tables
 from rules2ranks.published import data_folder
-from rules2ranks.tables import Rows, compression, edge, language_suite, place, ranks
+from rules2ranks.tables import Rows, compression, edge, language_suite, ranks
 
 #: Each takes typed settings and a number of workers, and gives tables by name and the one-thread seconds behind them.
 Maker = Callable[[Any, int], tuple[dict[str, Rows], float]]
@@ -60,7 +60,7 @@ def checked(name: str, given: Any) -> runs.Params:
 def write(name: str, maker: str, rows: Rows, settings: dict, seconds: float, profile: str) -> None:
     """Only the laptop profile's tables carry a plain name: another profile's stand beside them, under its own."""
     table = pd.DataFrame(rows).convert_dtypes()
-    file = place(name if profile == "laptop" else f"{name}_{profile}")
+    file = tables.place(name if profile == "laptop" else f"{name}_{profile}")
     file.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(file, index=False)
     command = f"python -m rules2ranks.tables {maker} --profile {profile}"
@@ -86,11 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"profile {asked.profile} has no settings for {', '.join(sorted(missing))}")
     for name in asked.tables or [name for name in MAKERS if name in settings]:
         begin = time.monotonic()
-        tables, seconds = makers[name](checked(name, settings[name]), asked.workers)
-        for table, rows in tables.items():
+        made, seconds = makers[name](checked(name, settings[name]), asked.workers)
+        for table, rows in made.items():
             write(table, name, rows, settings[name], seconds, asked.profile)
         minutes = (time.monotonic() - begin) / 60
-        print(f"{name}: {sum(map(len, tables.values()))} rows in {minutes:.1f} min", flush=True)
+        print(f"{name}: {sum(map(len, made.values()))} rows in {minutes:.1f} min", flush=True)
 
 
 if __name__ == "__main__":

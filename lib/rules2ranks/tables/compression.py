@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from rules2ranks import runs
-from rules2ranks.stages.parameters import Rule, Seed
+from rules2ranks.stages.ranges import Rule, Seed
 from rules2ranks.tables import Rows
 from rules2ranks.tables.many import measure, seconds_of, stage_jobs
 

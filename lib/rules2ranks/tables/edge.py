@@ -8,10 +8,11 @@ from pydantic import Field
 
 from rules2ranks import runs
 from rules2ranks.stages.learning import Pretraining
-from rules2ranks.stages.parameters import Rule, Seed, Task
+from rules2ranks.stages.ranges import Rule, Seed
 from rules2ranks.stages.transfer import Downstream
 from rules2ranks.tables import Rows
 from rules2ranks.tables.many import measure, pretrainings, seconds_of, stage_jobs
+from rules2ranks.tasks import Name as Task
 
 #: Parameters of a stage that differ from its defaults.
 Changes = dict[str, Any]

@@ -34,13 +34,13 @@ def measure(jobs: Sequence[Job], workers: int, label: str) -> list[Any]:
     return [done[place] for place in range(len(jobs))]
 
 
-def stage_jobs(name: str, parameters: Sequence[dict[str, Any]]) -> list[Job]:
+def stage_jobs(name: str, parameters: Sequence[runs.Params | dict[str, Any]]) -> list[Job]:
     """A job for each set of parameters; all are checked first (ParameterError), before any work starts."""
     check = getattr(stages, name).Params.check
     return [(run_stage, {"name": name, "given": check(each)}) for each in parameters]
 
 
-def pretrainings(bodies: Sequence[dict[str, Any]], workers: int) -> list[runs.Result]:
+def pretrainings(bodies: Sequence[runs.Params | dict[str, Any]], workers: int) -> list[runs.Result]:
     """Results of `pretrain`: side by side where there is a GPU, else over processes."""
     from rules2ranks import training
     from rules2ranks.stages import learning

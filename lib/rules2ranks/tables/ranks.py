@@ -10,7 +10,7 @@ from rules2ranks import runs, search
 from rules2ranks.configuration import Configuration
 from rules2ranks.stages import ranks
 from rules2ranks.stages.compressing import Pruning, Recovery, recover
-from rules2ranks.stages.parameters import Rank, Rate, Seed, Size
+from rules2ranks.stages.ranges import Rank, Rate, Seed, Size
 from rules2ranks.stages.ranks import Problem, Question
 from rules2ranks.tables import Rows, read_ranks, written
 from rules2ranks.tables.many import measure, seconds_of, stage_jobs

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -80,6 +80,8 @@ TASKS: dict[str, Entry] = {
 }
 NAMES = tuple(TASKS)
 CORE = tuple(name for name, entry in TASKS.items() if entry.core)
+Name = Literal[*NAMES]
+CoreTask = Literal[*CORE]
 
 
 @cache

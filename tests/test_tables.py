@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from rules2ranks import stages
-from rules2ranks.runs import Result
-from rules2ranks.stages import edge, inspecting, learning, many, rank_tables, reference, subjects, transfer
+from rules2ranks import stages, tables
+from rules2ranks.runs import ParameterError, Result
+from rules2ranks.stages import inspecting, learning, subjects, transfer
+from rules2ranks.tables import __main__ as command
+from rules2ranks.tables import compression, edge, language_suite, many, ranks
 from rules2ranks.tasks import chess
 
 TINY = {"width": 8, "rows": 20, "ring": 40, "layers": 1, "heads": 2, "hidden": 16, "steps": 4, "rounds": 1}
@@ -50,7 +52,7 @@ def in_process(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RULES2RANKS_RUNS", str(tmp_path_factory.mktemp("runs")))
-        for module in (many, edge, rank_tables, reference):
+        for module in (many, edge, ranks, compression, language_suite):
             patch.setattr(module, "measure", one_by_one)
         patch.setattr(subjects, "HELD_OUT", 70)
         patch.setattr(transfer, "validation_draw", lambda seed: (12, learning.draw_seed(seed, 1, 0), "validation"))
@@ -69,7 +71,7 @@ def made(name: str, **parameters) -> Result:
 
 @pytest.fixture(scope="module")
 def core(in_process):
-    return edge.edge_of_chaos(CHAOS, 1)
+    return edge.edge_of_chaos(command.checked("edge_of_chaos", CHAOS), 1)
 
 
 def test_every_network_is_scored_on_every_task_beside_its_controls(core):
@@ -129,15 +131,15 @@ def test_likeness_stands_once_for_each_pair_of_rules(core):
 
 def test_one_seed_has_no_likeness_and_few_rows_no_attention(core):
     few = {**CHAOS, "seeds": [0], "rules": [204], "pretrain": {**TINY, "rows": 8}, "shuffled_rule": 204}
-    tables, _ = edge.edge_of_chaos(few, 1)
-    assert set(tables) == {"edge_of_chaos", "pretraining"}
-    assert all(row["attention_last_10"] is row["attention_untrained"] is None for row in tables["pretraining"])
+    made, _ = edge.edge_of_chaos(command.checked("edge_of_chaos", few), 1)
+    assert set(made) == {"edge_of_chaos", "pretraining"}
+    assert all(row["attention_last_10"] is row["attention_untrained"] is None for row in made["pretraining"])
     assert set(core[0]) == {"edge_of_chaos", "pretraining", "similarity"}
 
 
 def test_seconds_are_those_of_every_result_once(core):
     """A second call finds everything, and says the same seconds: those that it took to make."""
-    again, seconds = edge.edge_of_chaos(CHAOS, 1)
+    again, seconds = edge.edge_of_chaos(command.checked("edge_of_chaos", CHAOS), 1)
     assert again == core[0]
     assert seconds == core[1] > 0
     body = {"source": 204, "seed": 0, **TINY}
@@ -151,7 +153,7 @@ def test_seconds_are_those_of_every_result_once(core):
 
 @pytest.fixture(scope="module")
 def ablations(in_process):
-    return edge.edge_ablations(ABLATIONS, 1)[0]["edge_ablations"]
+    return edge.edge_ablations(command.checked("edge_ablations", ABLATIONS), 1)[0]["edge_ablations"]
 
 
 def test_each_variant_has_its_rules_and_its_controls(ablations):
@@ -215,7 +217,7 @@ def test_without_the_rules_of_chess_nothing_is_begun(monkeypatch):
     monkeypatch.setattr(chess, "_extra", lambda name: (_ for _ in ()).throw(ImportError("the extra chess")))
     monkeypatch.setattr(edge, "pretrainings", lambda *given: pytest.fail("work has begun"))
     with pytest.raises(ImportError, match="the extra chess"):
-        edge.edge_ablations(ABLATIONS, 1)
+        edge.edge_ablations(command.checked("edge_ablations", ABLATIONS), 1)
 
 
 # --- the shipped entry point ------------------------------------------------------------------------------------
@@ -253,41 +255,86 @@ ALL = {
 
 @pytest.mark.slow
 def test_every_table_is_written_with_its_note(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(reference, "profile_settings", lambda profile: ALL)
-    monkeypatch.setattr(reference, "_place", lambda name: tmp_path / f"{name}.csv")
-    reference.main(["--workers", "1"])
+    monkeypatch.setattr(command, "profile_settings", lambda profile: ALL)
+    monkeypatch.setattr(tables, "place", lambda name: tmp_path / f"{name}.csv")
+    command.main(["--workers", "1"])
 
-    chaos = reference.read("edge_of_chaos")
+    chaos = tables.read("edge_of_chaos")
     assert chaos.note["settings"] == CHAOS
-    assert chaos.note["command"] == "python -m rules2ranks.stages.reference edge_of_chaos --profile laptop"
+    assert chaos.note["command"] == "python -m rules2ranks.tables edge_of_chaos --profile laptop"
     assert sorted(chaos.table.start) == ["pretrained"] * 12 + ["random"] * 2 + ["scratch"] * 4 + ["shuffled"] * 4
     for name, maker in [("pretraining", "edge_of_chaos"), ("similarity", "edge_of_chaos"), ("edge_ablations",) * 2]:
-        table, note = reference.read(name)
+        table, note = tables.read(name)
         assert note["rows"] == len(table)
         assert note["command"].split()[3] == maker
-    assert reference.read("edge_ablations").table.legal.notna().sum() == 5
-    assert reference.read("compression").table.ratio.tolist() == [0, 0.3]
-    report = reference.read("rank_adaptor").table
+    assert tables.read("edge_ablations").table.legal.notna().sum() == 5
+    assert tables.read("compression").table.ratio.tolist() == [0, 0.3]
+    report = tables.read("rank_adaptor").table
     assert sorted(report.allocator) == sorted(
         [*RANKS["controls"], "random vectors", *RANKS["searchers"], "uniform, pissa"]
     )
     equal = report[report.allocator != "uniform, twice the rank"]
     assert (equal.trained_parameters <= report[report.allocator == "uniform"].trained_parameters.item()).all()
-    searched = reference.read("rank_adaptor_search").table
+    searched = tables.read("rank_adaptor_search").table
     sizes = {"RankAdaptor": 3, "random search": 3, "additive": 4, "uniform": 1}
     assert searched.groupby("allocator").size().to_dict() == sizes
     assert np.isfinite(searched.measured).all()
     assert json.loads((tmp_path / "rank_adaptor_search.json").read_text())["rows"] == 11
-    assert reference.read("recovery_rates").table.search_loss.between(0, 1).all()
-    assert "q_proj=" in reference.read("rank_settings").table.query("allocator == 'additive'").ranks.item()
+    assert tables.read("recovery_rates").table.search_loss.between(0, 1).all()
+    assert "q_proj=" in tables.read("rank_settings").table.query("allocator == 'additive'").ranks.item()
 
 
 def test_another_profile_has_files_of_its_own_and_only_its_tables(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reference, "profile_settings", lambda profile: {"compression": ALL["compression"]})
-    monkeypatch.setattr(reference, "_place", lambda name: tmp_path / f"{name}.csv")
-    reference.main(["--workers", "1", "--profile", "gpu"])
+    monkeypatch.setattr(command, "profile_settings", lambda profile: {"compression": ALL["compression"]})
+    monkeypatch.setattr(tables, "place", lambda name: tmp_path / f"{name}.csv")
+    command.main(["--workers", "1", "--profile", "gpu"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compression_gpu.csv", "compression_gpu.json"]
     assert json.loads((tmp_path / "compression_gpu.json").read_text())["command"].endswith("compression --profile gpu")
     with pytest.raises(SystemExit):
-        reference.main(["edge_of_chaos", "--profile", "gpu"])
+        command.main(["edge_of_chaos", "--profile", "gpu"])
     assert "profile gpu has no settings for edge_of_chaos" in capsys.readouterr().err
+
+
+def test_reference_settings_are_those_of_the_profile():
+    """The committed tables were made with the settings that the profile has now."""
+    settings = command.profile_settings("laptop")
+    for name in command.MAKERS:
+        table, note = tables.read(name)
+        assert note["settings"] == settings[name], f"{name}: `make reference` has not run since its settings changed"
+        assert note["rows"] == len(table)
+    with pytest.raises(FileNotFoundError, match="make reference"):
+        tables.read("nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        (
+            "rank_adaptor",
+            RANKS | {"settings": {"50 %": {}}, "mean_rnk": 8},
+            "did you mean 'mean_rank'",
+        ),
+        ("rank_adaptor", RANKS | {"settings": {"50 %": {"grid": [0]}}}, "grid"),
+        ("rank_adaptor", RANKS | {"settings": {"50 %": {}}, "searchers": ["Rank Adaptor"]}, "'RankAdaptor'"),
+        ("rank_settings", RANKS | {"settings": {"50 %": {"recover": {"lrr": 1}}}}, "did you mean 'lr'"),
+        ("compression", ALL["compression"] | {"rules": [256]}, "less than or equal to 255"),
+        ("edge_of_chaos", CHAOS | {"shufled_rule": 110}, "did you mean 'shuffled_rule'"),
+        ("edge_ablations", ABLATIONS | {"variants": {"a": {"pretrian": {}}}}, "pretrian"),
+        ("recovery_rates", ALL["recovery_rates"] | {"rates": [2.0]}, "less than or equal to 1"),
+        ("language_suite", {"step": 3}, "did you mean 'steps'"),
+        ("compresion", {}, "unknown table 'compresion': choose from"),
+    ],
+)
+def test_a_mistake_in_a_table_s_settings_is_named_before_any_work(name, settings, said):
+    with pytest.raises(ParameterError, match=said):
+        command.checked(name, settings)
+
+
+def test_a_profile_s_mistakes_are_told_by_the_command(tmp_path, monkeypatch, capsys):
+    (tmp_path / "profiles").mkdir()
+    monkeypatch.setattr(command, "data_folder", lambda: tmp_path / "data")
+    (tmp_path / "profiles" / "mine.yaml").write_text("reference:\n  compression: {rules: [30], seedz: [0]}\n")
+    for asked, said in ((["--profile", "mine"], "did you mean 'seeds'"), (["--profile", "my"], "there are mine")):
+        with pytest.raises(SystemExit):
+            command.main(asked)
+        assert said in capsys.readouterr().err
