@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from rules2ranks import findings, tables
+from rules2ranks.findings import compression
 from rules2ranks.runs import ParameterError
-from rules2ranks.stages import findings, reference
+from rules2ranks.tables import __main__ as command
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +19,7 @@ def store(tmp_path, monkeypatch):
 
 
 def test_scores_are_the_tables_entries():
-    table, note = reference.read("edge_of_chaos")
+    table, note = tables.read("edge_of_chaos")
     found = findings.scores("nim")
     assert list(found.index) == note["settings"]["rules"]
     assert list(found.columns) == note["settings"]["seeds"]
@@ -32,7 +34,7 @@ def test_one_experiment_stands_in_both_tables():
     core = findings.scores("reasoning-hard")
     again = findings.variants()["as in the core"]
     pd.testing.assert_frame_equal(again, core.loc[again.index], check_exact=True)
-    settings = reference.read("edge_ablations").note["settings"]
+    settings = tables.read("edge_ablations").note["settings"]
     rule_free = {name for name, v in settings["variants"].items() if v.get("downstream", {}).get("start") == "random"}
     assert set(findings.variants()) == set(settings["variants"]) - rule_free
     assert set(findings.variant_baselines().index) >= rule_free
@@ -55,7 +57,7 @@ def test_every_measure_is_there_for_every_rule():
     # Defects of rule 204 stay where they are, those of rule 0 die: factors of one and of zero.
     assert about.defect_growth[[0, 204]].tolist() == pytest.approx([0, 1])
     known = findings.learnt()
-    table, _ = reference.read("pretraining")
+    table, _ = tables.read("pretraining")
     assert known.excess[110] == pytest.approx((table.loss - table.floor)[table.source == "110"].mean())
     assert (known.learnt[known.determined < 0.98] < 1).all()
 
@@ -72,11 +74,11 @@ def test_correlations_within_parts_are_those_of_the_parts():
 
 def test_what_is_kept_is_on_each_rules_own_scale():
     table = findings.kept()
-    whole = table[(table.ratio == 0) & (table.gained > findings.LEARNT)]
+    whole = table[(table.ratio == 0) & (table.gained > compression.LEARNT)]
     assert (whole.kept == 1).all()
     assert table.kept.dropna().between(0, 1).all()
     area = findings.robustness()
-    not_learnt = set(table[table.gained <= findings.LEARNT].rule)
+    not_learnt = set(table[table.gained <= compression.LEARNT].rule)
     assert set(area.index) == set(table.rule) - not_learnt
     curve = table[(table.rule == 110) & (table.seed == 0) & (table.ratio > 0)]
     assert area.loc[110, 0] == pytest.approx(curve.kept.mean())
@@ -98,13 +100,13 @@ def test_markdown_is_a_table_whatever_the_cells_hold():
 
 
 def test_what_a_table_does_not_have_is_refused():
-    reference.among("seed", 1, [0, 1])
-    reference.among("rules", [30, 110], [0, 30, 110])
+    tables.among("seed", 1, [0, 1])
+    tables.among("rules", [30, 110], [0, 30, 110])
     with pytest.raises(ParameterError, match="'rules' = 90: the reference table has 30, 110"):
-        reference.among("rules", [30, 90], [30, 110])
+        tables.among("rules", [30, 90], [30, 110])
 
 
 def test_an_unknown_table_is_refused(capsys):
     with pytest.raises(SystemExit):
-        reference.main(["edge_of_choas"])
+        command.main(["edge_of_choas"])
     assert "choose from edge_of_chaos" in capsys.readouterr().err

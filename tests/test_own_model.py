@@ -22,7 +22,8 @@ from transformers import (
 from rules2ranks import checkpoints, models, pruning, recovery, stages
 from rules2ranks.runs import ParameterError
 from rules2ranks.stages import own_model, subjects
-from rules2ranks.stages.subjects import OwnModel
+from rules2ranks.stages.compressing import Pruning
+from rules2ranks.stages.own_texts import OwnModel
 from rules2ranks.tasks import texts
 
 #: Heads as wide as 8 although 24 / 4 = 6: as in Llama 3.2 and Qwen 3, the width of a head is a number of its own.
@@ -226,7 +227,7 @@ def test_divergence_is_the_mean_over_scored_positions(given, home):
 
 
 def test_what_is_drawn(given, home):
-    parts = subjects.encoded(OwnModel.check(of(home, at_once=5)))
+    parts = given.encoded
     assert {name: len(tokens) for name, (tokens, _) in parts.items()} == {"train": 97, "search": 12, "report": 12}
     tokens, labels = given.draw(20, 1)
     assert tokens.shape == labels.shape == (20, 240) and len(tokens.unique(dim=0)) == 20
@@ -307,13 +308,12 @@ def test_changed_files_are_another_result(home, tmp_path, change):
 
 def test_a_base_is_told_by_its_names():
     def kind(base):
-        return type(stages.prune.Params.check({"base": base}).base).__qualname__
+        return type(Pruning.check({"base": base}).base).__name__
 
     assert kind("language") == "str"
-    for base, name in [({}, "language"), ({"seed": 3}, "language"), ({"source": 30}, "pretrain")]:
-        assert kind(base) == f"{name}.Params"
-        again = stages.prune.Params.check(stages.prune.Params.check({"base": base}).model_dump(mode="json"))
-        assert again == stages.prune.Params.check({"base": base})
+    for base, name in [({}, "LanguageTraining"), ({"seed": 3}, "LanguageTraining"), ({"source": 30}, "Pretraining")]:
+        assert kind(base) == name
+        assert Pruning.check(Pruning.check({"base": base}).model_dump(mode="json")) == Pruning.check({"base": base})
 
 
 @pytest.mark.parametrize(
@@ -360,5 +360,7 @@ def test_texts_and_model_have_to_fit(home, tmp_path, tokenizer):
         stages.prune(base=base)
     experts = MixtralConfig(**SHAPE, vocab_size=300, num_local_experts=2)
     save(experts, tmp_path / "experts", tokenizer)
-    with pytest.raises(ValueError, match=r"cannot be handled; supported are Llama-like layers"):
+    with pytest.raises(
+        ValueError, match=r"Mixtral\S+ cannot be pruned: layers that are not in the table.*supported are Llama"
+    ):
         stages.prune(base=of(home) | {"model": str(tmp_path / "experts")})

@@ -11,6 +11,7 @@ import difflib
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -113,7 +114,10 @@ class OfFiles(Params):
 
 
 def _explain(model: type[Params], item: Mapping[str, Any]) -> str:
-    allowed = list(model.model_fields)
+    own = inspect.get_annotations(model)
+    allowed = sorted(
+        model.model_fields, key=lambda name: name not in own
+    )  # what it says itself before what it inherits
     name = ".".join(str(part) for part in item["loc"])
     if not name:  # parameters that do not go together
         return f"{item['msg'].removeprefix('Value error, ')}."
