@@ -173,7 +173,7 @@ def test_a_wrapper_without_config(method, tmp_path):
 @pytest.mark.parametrize(
     ("method", "given", "message"),
     [
-        ("best", {}, "method must be one of lora, pissa, eva, adalora, got 'best'"),
+        ("best", {}, f"method must be one of {', '.join(METHODS)}, got 'best'"),
         ("pissa", {"ranks": 40}, r"has 32 singular values: pissa cannot start at rank 40"),
         ("eva", {"batches": ()}, "give batches"),
         ("eva", {"loss": None}, "give batches, and the loss"),
@@ -480,5 +480,5 @@ def test_the_stage_trains_counts_and_saves_each_method(method, store):
 def test_the_stage_refuses_what_no_method_can_do(store):
     with pytest.raises(ValueError, match="give one mean rank"):
         stages.recover(pruned={"ratio": 0.5}, ranks=[2] * 7 + [1], method="adalora")
-    with pytest.raises(ParameterError, match="'lora', 'pissa', 'eva' or 'adalora'"):
+    with pytest.raises(ParameterError, match=r"'lora', .*'adalora'"):
         stages.recover(pruned={"ratio": 0.5}, method="dora")
