@@ -1,6 +1,7 @@
 """The table of architecture families: where a decoder layer's matrices are, and how the groups lie in them.
 
-To add a family, write one entry here and one line in `tests/test_architectures.py`.
+To add a family, write one entry here and one line in `tests/test_architectures.py`, which then writes its table anew:
+see `docs/extending.md`.
 """
 
 from collections.abc import Mapping
@@ -63,7 +64,7 @@ class Family:
         return True
 
 
-FAMILIES = (
+FAMILIES = [
     Family(
         "Llama-like",
         "Llama, Mistral, Qwen2, Qwen3 and others: separate q/k/v/o and gate/up/down",
@@ -108,7 +109,7 @@ FAMILIES = (
             "self_attn.config.num_attention_heads": HEADS,
         },
     ),
-)
+]
 #: The matrices of a Llama-like layer, in the order of the network.
 LLAMA = FAMILIES[0].matrices
 SUPPORTED = "; ".join(f"{family.name} layers ({family.what})" for family in FAMILIES)

@@ -8,6 +8,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from rules2ranks.decoders.families import FAMILIES
 from rules2ranks.decoders.groups import Choice, blank, groups, keep
 from rules2ranks.decoders.skeletons import skeleton
 
@@ -16,8 +17,8 @@ HEADS, HEAD, CHANNELS, VOCABULARY, WINDOW = 4, 16, 7, 32, 4
 PROMPT, LENGTH = 7, 10  # tokens
 #: What rounding may change, as a share of the largest output: some 1e-6 for each sum in another order (float32).
 CLOSE = 1e-3
-#: What is wrong with an architecture ("": nothing), by its class and tiny configuration.
-_faults: dict[tuple[type, str], str] = {}
+#: What is wrong with an architecture ("": nothing), by its class, its tiny configuration and the number of families.
+_faults: dict[tuple[type, str, int], str] = {}
 
 
 def check_architecture(of: nn.Module | PreTrainedConfig) -> None:
@@ -44,7 +45,7 @@ def check_architecture(of: nn.Module | PreTrainedConfig) -> None:
         tiny = tiny_config(config)
     except Exception as error:
         raise ValueError(f"{kind.__name__} cannot be tried at a small size: {error}") from error
-    key = kind, repr(sorted(tiny.to_dict().items()))
+    key = kind, repr(sorted(tiny.to_dict().items())), len(FAMILIES)
     if key not in _faults:
         _faults[key] = _fault(kind, tiny)
     if _faults[key]:

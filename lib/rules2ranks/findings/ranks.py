@@ -58,7 +58,8 @@ def curse(table: str = "rank_adaptor") -> pd.DataFrame:
     for (setting, seed), part in searched.groupby(["setting", "search_seed"], sort=False):
         uniform = part[part.allocator == "uniform"].measured.item()
         for name, history in part[part.allocator != "uniform"].groupby("allocator", sort=False):
-            chosen = history.measured.iloc[-1] if name == "additive" else history.measured.min()
+            own = history[history.phase == "exact"]  # what a searcher chose for other reasons than its score
+            chosen = own.measured.item() if len(own) else history.measured.min()
             fresh = mean[setting, name, seed] - mean[setting, "uniform"].item()
             rows[setting, name, seed] = [chosen - uniform, fresh]
     found = pd.DataFrame.from_dict(rows, orient="index", columns=["promised", "kept"]).astype(float)

@@ -60,7 +60,10 @@ class Searcher(ABC):
 
     @property
     def choice(self) -> Trial | None:
-        """The trial that this searcher would choose, where that is not simply the one with the lowest score."""
+        """The trial that this searcher would choose, where that is not simply the one with the lowest score.
+
+        Its proposer is "exact" then: by that word the tables of ranks know it again.
+        """
         return None
 
     def fresh(self, n: int, known: Iterable[Trial]) -> Point | None:

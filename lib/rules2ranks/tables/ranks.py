@@ -1,12 +1,12 @@
 """The reference tables of RankAdaptor: who decides the ranks, at equal trainable parameters, on fresh seeds."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from inspect import signature
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from rules2ranks import runs, search
+from rules2ranks import recovery, runs, search
 from rules2ranks.configuration import Configuration
 from rules2ranks.stages import ranks
 from rules2ranks.stages.compressing import Pruning, Recovery, recover
@@ -14,6 +14,8 @@ from rules2ranks.stages.ranges import Rank, Rate, Seed, Size
 from rules2ranks.stages.ranks import Problem, Question
 from rules2ranks.tables import Rows, read_ranks, written
 from rules2ranks.tables.many import measure, seconds_of, stage_jobs
+
+Method = Literal[*recovery.METHODS]
 
 
 class Setting(Question):
@@ -27,12 +29,12 @@ class Setting(Question):
     candidates: Size
     search_seeds: list[Seed]
     report_seeds: list[Seed]
-    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    methods: dict[Method, dict[str, Any]] = Field(default_factory=dict)
 
     def searcher(self, name: str) -> search.Searcher:
         """The searcher of that name with this setting's sizes, as far as it has any."""
         kind = search.SEARCHERS[name]
-        known = {field.name for field in fields(kind) if field.init}
+        known = signature(kind).parameters
         return kind(**{size: getattr(self, size) for size in ("offline", "candidates") if size in known})
 
 
@@ -54,7 +56,7 @@ class RecoveryRates(runs.Params):
     pruned: Pruning
     ranks: list[Rank]
     rank: Rank
-    methods: list[str]
+    methods: list[Method]
     rates: list[Rate]
     more: list[Rate]
     seeds: list[Seed]

@@ -15,9 +15,6 @@ class Task(Protocol):
     """What training and evaluation need to know of a task."""
 
     @property
-    def name(self) -> str: ...
-
-    @property
     def kind(self) -> str:
         """Either "boards" (a position is `cells` integers, each one of `classes`) or "tokens" (one id of `classes`)."""
 

@@ -63,10 +63,6 @@ class Chess:
             raise ValueError(f"length, rarest and limit must be at least 1, got {self}")
 
     @property
-    def name(self) -> str:
-        return "chess"
-
-    @property
     def kind(self) -> str:
         return "tokens"
 

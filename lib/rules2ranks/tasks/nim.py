@@ -121,10 +121,6 @@ class Nim:
             raise ValueError(f"expected 1 ≤ fewest ≤ most ≤ 26 and largest ≥ 1, got {self}")
 
     @property
-    def name(self) -> str:
-        return "nim-published" if (self.fewest, self.most, self.largest) == PUBLISHED else "nim"
-
-    @property
     def kind(self) -> str:
         return "tokens"
 

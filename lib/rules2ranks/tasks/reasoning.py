@@ -130,10 +130,6 @@ class Boards:
             raise ValueError(f"a sequence needs at least 2 boards, got {self.boards}")
 
     @property
-    def name(self) -> str:
-        return f"reasoning-{self.level}" + "-published" * ((self.level, self.size, self.boards) == PUBLISHED)
-
-    @property
     def kind(self) -> str:
         return "boards"
 
