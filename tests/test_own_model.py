@@ -360,7 +360,5 @@ def test_texts_and_model_have_to_fit(home, tmp_path, tokenizer):
         stages.prune(base=base)
     experts = MixtralConfig(**SHAPE, vocab_size=300, num_local_experts=2)
     save(experts, tmp_path / "experts", tokenizer)
-    with pytest.raises(
-        ValueError, match=r"Mixtral\S+ cannot be pruned: .*not in the table.*supported are Llama"
-    ):
+    with pytest.raises(ValueError, match=r"Mixtral\S+ cannot be pruned: .*not in the table.*supported are Llama"):
         stages.prune(base=of(home) | {"model": str(tmp_path / "experts")})

@@ -71,5 +71,5 @@ def test_the_library_examples_run(tmp_path, monkeypatch):
     assert names["learnt"]["learnt"] and names["found"]["accuracy"] > names["found"]["baselines"]["n-gram"]
     assert names["adapted"].peft_config["default"].r == 4
     assert (tmp_path / "out" / "pruned" / "pruning.json").is_file()
-    assert names["problem"].space.contains(names["chosen"].ranks) and len(names["chosen"].history) == 3
+    assert names["problem"].space.contains(names["result"].chosen.point) and len(names["result"].trials) == 3
     assert 0 < names["again"]["loss"] < 0.5

@@ -90,7 +90,23 @@ def scorecard() -> str:
     return findings.markdown(findings.scorecard())
 
 
-BLOCKS = {"notebooks": notebooks, "scorecard": scorecard, "tables": reference_tables, "speed": speed}
+def architectures() -> str:
+    """What the tests found of each architecture, by family: the names of transformers' classes."""
+    found = pd.read_csv(results.REPOSITORY / "data" / "architectures.csv", keep_default_na=False)
+    found["name"] = found.architecture.str.replace(r"(ForCausalLM|LMHeadModel)", "", regex=True)
+    works, refused = (found[found.verdict == verdict] for verdict in ("works", "refused"))
+    rows = [{"layers": family, "works": ", ".join(part.name)} for family, part in works.groupby("family", sort=False)]
+    table = findings.markdown(pd.DataFrame(rows).set_index("layers"))
+    return f"{table}\n\nRefused, each with its reason: {', '.join(refused.name)}."
+
+
+BLOCKS = {
+    "notebooks": notebooks,
+    "architectures": architectures,
+    "scorecard": scorecard,
+    "tables": reference_tables,
+    "speed": speed,
+}
 
 
 def written(text: str) -> str:

@@ -11,6 +11,8 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -34,9 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list() -> int:
+    print(f"Results lie in {runs.root()}.")
     for name in stages.HOMES:
         done = sum(1 for _ in (runs.root() / name).glob("[!.]*/provenance.json"))
-        print(f"{name:<11} {inspect.getdoc(getattr(stages, name)).splitlines()[0]} [{done} results in {runs.root()}]")
+        print(f"{name:<11}{done:>6} results  {inspect.getdoc(getattr(stages, name)).splitlines()[0]}")
     return 0
 
 
@@ -49,9 +52,17 @@ def _show(stage: runs.Stage) -> int:
     return 0
 
 
-def _words(kind: object) -> str:
-    """A type as one would write it."""
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+def _words(kind: Any) -> str:
+    """A type in words."""
+    if get_origin(kind) is Annotated:
+        return _words(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_words, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    inner = ", ".join(_words(part) for part in get_args(kind) if part is not ...)
+    name = getattr(kind, "__name__", str(kind)).replace("NoneType", "None")
+    return f"{name} of {inner}" if inner else name
 
 
 def _run(stage: runs.Stage, file: Path) -> int:

@@ -114,10 +114,8 @@ class OfFiles(Params):
 
 
 def _explain(model: type[Params], item: Mapping[str, Any]) -> str:
-    own = inspect.get_annotations(model)
-    allowed = sorted(
-        model.model_fields, key=lambda name: name not in own
-    )  # what it says itself before what it inherits
+    own = inspect.get_annotations(model)  # what it says itself stands before what it inherits
+    allowed = sorted(model.model_fields, key=lambda name: name not in own)
     name = ".".join(str(part) for part in item["loc"])
     if not name:  # parameters that do not go together
         return f"{item['msg'].removeprefix('Value error, ')}."

@@ -55,8 +55,9 @@ def _complexity_rows(digits: int) -> list[Row]:
     for task, name in TASKS.items():
         y = scores(task)
         how = f"frozen networks, accuracy at fixed steps, {y.shape[0]} rules × {y.shape[1]} seeds, causal"
-        how += f", {unlearnt} rules that were not learnt included"
-        rows += _slope_rows(name, said.get(task, "not asked"), how, y, digits)
+        rows += _slope_rows(
+            name, said.get(task, "not asked"), f"{how}, {unlearnt} rules that were not learnt included", y, digits
+        )
         if task == "reasoning-hard":
             rows += _hard_board_rows(lz76(list(y.index)), y, digits)
     y = variants()["chess"]
