@@ -153,7 +153,7 @@ def test_what_works_works_from_the_checkpoint_to_the_adapter(name, changes, tmp_
     assert torch.equal(loaded(tokens).logits, pruned(tokens).logits)
     assert pruning.sizes(pruning.skeleton(tmp_path / "pruned")) == pruning.sizes(pruned)
 
-    adapted = recovery.add_lora(pruned, 2, seed=0)
+    adapted = recovery.add_adapter(pruned, 2, seed=0)
     for which, p in adapted.named_parameters():
         if "lora_B" in which:
             p.data.normal_(generator=torch.Generator().manual_seed(2))
