@@ -311,5 +311,5 @@ def test_a_skeleton_has_shapes_and_buffers_and_no_weights():
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(ValueError, match=r"w\.safetensors is no safetensors file"):
+    with pytest.raises(ValueError, match=r"w\.safetensors is damaged"):
         models.load_weights(models.RowGPT(5, 5, **SMALL, seed=0), tmp_path / "w.safetensors")

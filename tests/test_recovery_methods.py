@@ -56,7 +56,7 @@ def trained(model, method, ranks, loss=next_token, batches=((TOKENS,),), steps=S
 
     loss = recovery.method_of(adapted).loss(loss)
     with training.reproducible(0):
-        training.train(adapted, lambda step: batches[0], loss, steps=steps, lr=3e-2, after_step=after_step)
+        training.train(adapted, lambda step: batches[0], loss, training.Schedule(steps, 3e-2), after_step=after_step)
     return adapted
 
 

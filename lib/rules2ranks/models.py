@@ -186,14 +186,19 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         ValueError: a damaged file; or a name or a shape does not fit, so it is of another architecture: says which.
     """
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
+    weights = read_tensors(path)
     needed, held = ({name: tuple(t.shape) for name, t in of.items()} for of in (model.state_dict(), weights))
     if wrong := misfits(needed, held):
         raise ValueError(f"{path} holds a model of another architecture:\n{wrong}")
     model.load_state_dict(weights)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name; ValueError if it is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def misfits(needed: Mapping[str, Any], held: Mapping[str, Any]) -> str:

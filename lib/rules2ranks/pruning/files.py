@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rules2ranks import decoders
 from rules2ranks.decoders import add_biases, outputs, resize, sizes
-from rules2ranks.models import misfits, parameter_count
+from rules2ranks.models import misfits, parameter_count, read_tensors
 
 FORMAT = 1
 NAMES = ("config.json", "pruning.json", "model.safetensors")
@@ -62,10 +61,7 @@ def load_pruned(folder: str | Path) -> transformers.PreTrainedModel:
     """
     folder = Path(folder)
     _check_files(folder, NAMES)
-    try:
-        weights = load_file(folder / "model.safetensors")
-    except SafetensorError as error:
-        raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}") from error
+    weights = read_tensors(folder / "model.safetensors")
     model = skeleton(folder)
     needed, held = (
         {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in of.items()}

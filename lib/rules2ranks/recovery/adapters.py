@@ -8,13 +8,11 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rules2ranks.decoders import width
-from rules2ranks.models import misfits
+from rules2ranks.models import misfits, read_tensors
 from rules2ranks.recovery.method import Given, Method
 from rules2ranks.recovery.methods import METHODS
 from rules2ranks.recovery.methods.lora import Lora
@@ -90,11 +88,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
             raise ValueError(f"{folder} has no {name}: expected a folder in PEFT's format with safetensors")
     if (kind := json.loads((folder / CONFIG).read_text()).get("peft_type")) != "LORA":
         raise ValueError(f"expected a LORA adapter, got {kind}")
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
-    held = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    held = {name: tuple(tensor.shape) for name, tensor in read_tensors(folder / WEIGHTS).items()}
     wrong = misfits(_needed(model, PeftConfig.from_pretrained(str(folder))), held)
     if wrong or not held:
         raise ValueError(f"the adapter does not fit this model, nothing was loaded:\n{wrong}")
