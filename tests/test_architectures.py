@@ -1,7 +1,7 @@
 """What of transformers can be pruned, architecture by architecture: a table, committed as `data/architectures.csv`.
 
-What is said to work is taken through everything on a tiny random checkpoint. `python tests/test_architectures.py`
-writes the table anew.
+What is said to work has been pruned as it is masked, and with its cache, by the trial itself; here it goes from a tiny
+random checkpoint through files and an adapter. `python tests/test_architectures.py` writes the table anew.
 """
 
 import re
@@ -138,22 +138,12 @@ def test_what_works_works_from_the_checkpoint_to_the_adapter(name, changes, tmp_
     plan = plan_of(model, [([i % 2, 3], [i, 2 + i]) if i else ([0, 1, 3], [1, 4, 5]) for i in range(len(layers))])
     pruned = pruning.prune(model, plan)
     tokens = torch.randint(1, 32, (2, 7), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        got, expected, scale = (m(tokens).logits for m in (pruned, pruning.mask(model, plan), model))
-    # Sums in another order (float32), as a share of the largest logit.
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 * scale.abs().max().item())
-    once, cached = (
-        pruned.generate(tokens, max_new_tokens=3, do_sample=False, use_cache=cache, pad_token_id=0)
-        for cache in (False, True)
-    )
-    assert torch.equal(once, cached)
-
     pruning.save_pruned(pruned, tmp_path / "pruned")
     loaded = pruning.load_pruned(tmp_path / "pruned")
     assert torch.equal(loaded(tokens).logits, pruned(tokens).logits)
     assert pruning.sizes(pruning.skeleton(tmp_path / "pruned")) == pruning.sizes(pruned)
 
-    adapted = recovery.add_lora(pruned, 2, seed=0)
+    adapted = recovery.add_adapter(pruned, 2, seed=0)
     for which, p in adapted.named_parameters():
         if "lora_B" in which:
             p.data.normal_(generator=torch.Generator().manual_seed(2))

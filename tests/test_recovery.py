@@ -19,6 +19,8 @@ from rules2ranks.decoders import linears
 from rules2ranks.models import RowGPT, small_llama
 
 RANKS = [1, 2, 3, 0, 3, 2, 1, 8]
+#: What PEFT says of transformers when these tests call it themselves.
+plain_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 TOKENS = torch.randint(1, 50, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
@@ -218,6 +220,7 @@ def test_a_second_adapter_is_refused(tmp_path):
         recovery.add_adapter(fresh(), 2, dropout=1.0, seed=0)
 
 
+@plain_peft
 @pytest.mark.parametrize("family", BASES)
 def test_saved_adapters_load_by_plain_peft_and_by_us(family, tmp_path):
     wrapped = trained(fresh(family), ranks_for(family))
@@ -230,9 +233,6 @@ def test_saved_adapters_load_by_plain_peft_and_by_us(family, tmp_path):
     for loaded in (ours, plain):
         assert torch.equal(logits(loaded.eval()), logits(wrapped))
     assert not any(p.requires_grad for p in ours.parameters())
-    again = recovery.load_adapter(fresh(family), tmp_path, trainable=True)
-    trainable = sum(p.numel() for p in again.parameters() if p.requires_grad)
-    assert trainable == recovery.lora_parameters(BASES[family], ranks_for(family))
 
 
 def test_saved_files_do_not_depend_on_the_process(tmp_path):
@@ -254,7 +254,7 @@ def test_an_adapter_of_the_unpruned_model_is_refused_and_the_model_left_alone(tm
 
 def test_an_adapter_of_another_model_is_refused(tmp_path):
     recovery.save_adapter(trained(fresh("gpt2"), 2), tmp_path)
-    with pytest.raises(ValueError, match=r"the model calls for no such tensor, the file has"):
+    with pytest.raises(ValueError, match=r"the model needs no such tensor, the file has"):
         recovery.load_adapter(fresh(), tmp_path)
 
 
@@ -267,7 +267,7 @@ def test_damaged_or_foreign_adapters_are_refused(tmp_path):
     with pytest.raises(ValueError, match="the file has no such tensor"):
         recovery.load_adapter(fresh(), tmp_path)
     save_file({**weights, "base_model.model.extra.lora_A.weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=r"extra\.lora_A\.weight: the model calls for no such tensor"):
+    with pytest.raises(ValueError, match=r"extra\.lora_A\.weight: the model needs no such tensor"):
         recovery.load_adapter(fresh(), tmp_path)
     save_file(weights, path)
     path.write_bytes(path.read_bytes()[:-10])
@@ -281,6 +281,7 @@ def test_damaged_or_foreign_adapters_are_refused(tmp_path):
         recovery.load_adapter(fresh(), tmp_path)
 
 
+@plain_peft
 def test_an_adapter_on_an_embedding_is_refused(tmp_path):
     get_peft_model(fresh(), LoraConfig(target_modules=["embed_tokens"])).save_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match=r"model\.embed_tokens, a Embedding: only matrices"):

@@ -32,7 +32,7 @@ def test_memory_and_trained_parameters_are_those_of_the_files(family, tied, tmp_
     assert decoders.shapes(pruned) == shapes.cut(levels)
 
     ranks = {name: 1 + place % 3 for place, name in enumerate(shapes.matrices)}
-    adapted = recovery.add_lora(pruned, ranks, seed=0)
+    adapted = recovery.add_adapter(pruned, ranks, seed=0)
     recovery.save_adapter(adapted, tmp_path / "adapter")
     both = Configuration(levels=levels, ranks=ranks)
     assert configuration.memory(both, shapes) == file + bytes_of(tmp_path / "adapter" / "adapter_model.safetensors")

@@ -4,8 +4,8 @@ Everything here leaves the model as it was, after an error too: modes, flags, gr
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +15,7 @@ from transformers.pytorch_utils import Conv1D
 Loss = Callable[[nn.Module, Any], Tensor]
 #: Which positions of a batch count, boolean `(examples, positions)`: False for padding.
 Positions = Callable[[Any], Tensor]
-#: A forward hook: module, its arguments by place and by name, its output.
-Hook = Callable[[nn.Module, tuple, dict, Any], None]
-
 CHUNK = 2**24  # entries of per-example gradients that are held at once
-
-
-class Summary(Protocol):
-    """What is noted of a module while the model runs."""
-
-    def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Take in what goes into the module, `(positions, inputs)`, and what comes out, `(positions, outputs)`."""
-
-
-AnySummary = TypeVar("AnySummary", bound=Summary)
 
 
 class Moments:
@@ -40,6 +27,7 @@ class Moments:
         self.squares: Tensor | float = 0.0
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Take in what goes into the matrix, `(positions, inputs)`, and what comes out, `(positions, outputs)`."""
         inputs = inputs.double()
         self.count += len(inputs)
         self.total = self.total + inputs.sum(0)
@@ -61,10 +49,7 @@ class Moments:
 
 
 class Angles:
-    """Mean of arccos(cos(x, y))/π, x what goes into a module, y what comes out.
-
-    0: it changes no direction, 1: it turns all of them round.
-    """
+    """Mean of arccos(cos(x, y))/π, x what goes into a module, y what comes out: 0 (no other direction) to 1."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -81,14 +66,17 @@ class Angles:
         return self.total / self.count
 
 
+Summary = TypeVar("Summary", Moments, Angles)
+
+
 def collect(
     model: nn.Module,
     modules: Sequence[nn.Module],
-    kind: Callable[[], AnySummary],
+    kind: type[Summary],
     batches: Sequence[Any],
     loss: Loss,
     positions: Positions | None = None,
-) -> list[AnySummary]:
+) -> list[Summary]:
     """A summary of a kind for each module (matrices, decoder layers), over all positions that count of all batches."""
     summaries = {module: kind() for module in modules}
     mask = None
@@ -219,13 +207,9 @@ def differentiable(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def watching(modules: Sequence[nn.Module], hook: Hook) -> Iterator[None]:
-    """Call `hook` after each of the modules has run, inside only."""
-    handles = []
-    try:
+def watching(modules: Sequence[nn.Module], hook: Callable[[nn.Module, tuple, dict, Any], None]) -> Iterator[None]:
+    """Call `hook` (module, arguments by place and by name, output) after each of the modules has run, inside only."""
+    with ExitStack() as handles:
         for module in modules:
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            handles.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -12,14 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rules2ranks import calibration
-from rules2ranks.calibration import Loss, Positions
+from rules2ranks.calibration import Angles, Loss, Moments, Positions, collect, example_gradients, mean_gradients
 from rules2ranks.decoders import Groups, decoder_layers, groups, linears
 
 
 @dataclass(frozen=True)
 class Measure:
-    """An importance of groups: what it must see, its meaning in a line, and its value of every weight.
+    """An importance of groups: what it must see, and its value of every weight.
 
     A group's importance is |Σ value| over its weights. A new measure is an entry of `MEASURES` and its test. What
     `value` gets, all float32 unless said, follows from `needs`; it returns one number per weight, in w's shape:
@@ -34,37 +33,28 @@ class Measure:
     """
 
     needs: Literal["weights", "gradients", "example gradients", "activations", "seed"]
-    meaning: str
     value: Callable[..., Tensor]
 
 
 #: From gradients: LLM-Pruner, arXiv 2305.11627, equations 3 to 5; from activations: FLAP, arXiv 2312.11983.
 MEASURES: dict[str, Measure] = {
-    "taylor": Measure("gradients", "Σ|w·g|, first order (Element¹)", lambda w, g: (w * g).abs()),
-    "taylor2": Measure(
-        "example gradients", "Σ|½·w·h·w|, second order alone", lambda w, g, h: (w.square() * h / 2).abs()
-    ),
-    "taylor-mixed": Measure(
-        "example gradients", "Σ|w·g − ½·w·h·w| (Element²)", lambda w, g, h: (w * g - w.square() * h / 2).abs()
-    ),
-    "vector": Measure("gradients", "|Σ w·g|, the group as one vector", lambda w, g: w * g),
-    "l1": Measure("weights", "Σ|w|", lambda w: w.abs()),
-    "l2": Measure("weights", "Σw², the squared norm", lambda w: w.square()),
-    "random": Measure(
-        "seed",
-        "a uniform draw times the group's size: uniform per parameter",
-        lambda count, generator: torch.rand(count, generator=generator, dtype=torch.float64),
-    ),
-    "wanda-sp": Measure(
-        "activations",
-        "Σ|W_ij|·‖X_j‖₂ (Wanda for structures, as FLAP's authors compare with)",
-        lambda w, x: w.abs() * x.norm,
-    ),
-    "flap": Measure(
-        "activations",
-        "Σ_j Var(X_j)·‖W_:j‖₂², the fluctuation that no bias can make up for",
-        lambda w, x: w.square() * x.variance,
-    ),
+    # Σ|w·g|, first order (Element¹)
+    "taylor": Measure("gradients", lambda w, g: (w * g).abs()),
+    # Σ|½·w·h·w|, second order alone
+    "taylor2": Measure("example gradients", lambda w, g, h: (w.square() * h / 2).abs()),
+    # Σ|w·g − ½·w·h·w| (Element²)
+    "taylor-mixed": Measure("example gradients", lambda w, g, h: (w * g - w.square() * h / 2).abs()),
+    # |Σ w·g|, the group as one vector
+    "vector": Measure("gradients", lambda w, g: w * g),
+    "l1": Measure("weights", lambda w: w.abs()),
+    # Σw², the squared norm
+    "l2": Measure("weights", lambda w: w.square()),
+    # A uniform draw times the group's size: uniform per parameter.
+    "random": Measure("seed", lambda count, generator: torch.rand(count, generator=generator, dtype=torch.float64)),
+    # Σ|W_ij|·‖X_j‖₂ (Wanda for structures, as FLAP's authors compare with)
+    "wanda-sp": Measure("activations", lambda w, x: w.abs() * x.norm),
+    # Σ_j Var(X_j)·‖W_:j‖₂², the fluctuation that no bias can make up for
+    "flap": Measure("activations", lambda w, x: w.square() * x.variance),
 }
 Kind = Literal[*MEASURES]
 
@@ -114,16 +104,16 @@ def importance(
     if kind not in MEASURES:
         raise ValueError(f"kind must be one of {tuple(MEASURES)}, got {kind!r}")
     measure = MEASURES[kind]
-    if measure.needs == "seed" and seed is None:
-        raise ValueError(f"{kind} importance needs a seed")
     fed = () if measure.needs in ("seed", "weights") else _fed(f"{kind} importance", batches, loss)
     parts = [part for layer in groups(model) for part in layer.parts]
     means = None
     if measure.needs == "seed":
+        if seed is None:
+            raise ValueError(f"{kind} importance needs a seed")
         generator = torch.Generator().manual_seed(seed)
         scores = [measure.value(part.count, generator) * part.parameters for part in parts]
     elif measure.needs == "activations":
-        moments = _moments(model, parts, fed, positions)
+        moments = collect(model, [part.output.module for part in parts], Moments, *fed, positions)
         scores = [_of_inputs(measure, part, seen) for part, seen in zip(parts, moments, strict=True)]
         means = _means(moments)
     else:
@@ -140,8 +130,8 @@ def input_means(model: nn.Module, batches: Iterable[Any], loss: Loss, *, positio
     Raises:
         ValueError: no batch, or an unsupported model.
     """
-    parts = [part for layer in groups(model) for part in layer.parts]
-    return _means(_moments(model, parts, _fed("a mean", batches, loss), positions))
+    matrices = [part.output.module for layer in groups(model) for part in layer.parts]
+    return _means(collect(model, matrices, Moments, *_fed("a mean", batches, loss), positions))
 
 
 def block_importance(
@@ -156,7 +146,7 @@ def block_importance(
     """
     blocks = list(decoder_layers(model).values())
     fed = _fed("block importance", batches, loss)
-    return [angles.mean for angles in calibration.collect(model, blocks, calibration.Angles, *fed, positions)]
+    return [angles.mean for angles in collect(model, blocks, Angles, *fed, positions)]
 
 
 def gradient_norms(model: nn.Module, batches: Iterable[Any], loss: Loss) -> list[dict[str, float]]:
@@ -169,7 +159,7 @@ def gradient_norms(model: nn.Module, batches: Iterable[Any], loss: Loss) -> list
     """
     layers, fed = linears(model), _fed("a gradient norm", batches, loss)
     weights = [module.weight for layer in layers for module in layer.values()]
-    norms = [gradient.norm().item() for gradient in calibration.mean_gradients(model, weights, *fed)]
+    norms = [gradient.norm().item() for gradient in mean_gradients(model, weights, *fed)]
     if not all(map(math.isfinite, norms)):
         raise ValueError("a gradient is not finite; a model in half precision may need float32")
     found = iter(norms)
@@ -190,27 +180,20 @@ def _of_parameters(measure: Measure, model: nn.Module, parts: Sequence[Groups], 
     coupled = [c for part in parts for c in part.coupled]
     seen: Sequence[Sequence[Tensor]] = ()
     if measure.needs == "gradients":
-        seen = [calibration.mean_gradients(model, [c.tensor for c in coupled], *fed)]
+        seen = [mean_gradients(model, [c.tensor for c in coupled], *fed)]
     elif measure.needs == "example gradients":
-        seen = calibration.example_gradients(model, [(c.module, c.parameter) for c in coupled], *fed)
+        seen = example_gradients(model, [(c.module, c.parameter) for c in coupled], *fed)
     values = (measure.value(c.tensor.detach().float(), *more) for c, *more in zip(coupled, *seen, strict=True))
     return [torch.stack([part.sums(c, next(values)) for c in part.coupled]).sum(0) for part in parts]
 
 
-def _of_inputs(measure: Measure, part: Groups, seen: calibration.Moments) -> Tensor:
+def _of_inputs(measure: Measure, part: Groups, seen: Moments) -> Tensor:
     """Sums over each group of the values of its columns of the output matrix."""
     output = part.output
     values = measure.value(output.tensor.detach().float().movedim(output.dim, -1), seen)  # (outputs, inputs)
     return part.sums(output, values.movedim(-1, output.dim))
 
 
-def _moments(
-    model: nn.Module, parts: Sequence[Groups], fed: tuple[Sequence[Any], Loss], positions: Positions | None
-) -> list[calibration.Moments]:
-    modules = [part.output.module for part in parts]
-    return calibration.collect(model, modules, calibration.Moments, *fed, positions)
-
-
-def _means(moments: Sequence[calibration.Moments]) -> Means:
+def _means(moments: Sequence[Moments]) -> Means:
     means = [seen.mean.cpu() for seen in moments]
     return Means(means[0::2], means[1::2])

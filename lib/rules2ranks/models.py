@@ -1,21 +1,16 @@
 """The GPT-2 on binary rows, the small Llama, and loading any causal language model."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from rules2ranks import checkpoints
@@ -109,11 +104,7 @@ class TaskGPT(nn.Module):
 
 
 def small_llama_config() -> LlamaConfig:
-    """The shapes of `small_llama`.
-
-    Eight layers of hidden size 64, 8 query heads of 16 on 4 key/value heads, SwiGLU of 192, vocabulary 50. Heads as
-    wide as 16 and a rope base as small as 100 suit sequences of some twenty tokens.
-    """
+    """The shapes of `small_llama`: heads as wide as 16 and a rope base as small as 100 suit some twenty tokens."""
     return LlamaConfig(
         vocab_size=50,
         hidden_size=64,
@@ -152,7 +143,8 @@ def load_causal_lm(place: str | Path, dtype: Dtype = "float32") -> PreTrainedMod
             that cannot be pruned; or tensors that the configuration calls for are missing, or there are others.
         OSError: there is no such folder or name, or its weights are missing, damaged or pickled: says what to do.
     """
-    folder = _checked(place)
+    folder = checkpoints.find(place)
+    checkpoints.check(folder)
     check_architecture(AutoConfig.from_pretrained(folder, **_LOCAL))
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -160,11 +152,14 @@ def load_causal_lm(place: str | Path, dtype: Dtype = "float32") -> PreTrainedMod
         )
     except SafetensorError as error:
         raise OSError(f"the weights in {folder} are damaged: {error}") from error
-    missing = sorted(found["missing_keys"])
-    others = sorted(name for name in found["unexpected_keys"] if not _OLD_BUFFERS.search(name))
-    if missing or others:
-        told = [f"{what} {_few(names)}" for what, names in (("lacks", missing), ("also holds", others)) if names]
-        raise ValueError(f"{folder} does not hold the model that its config.json describes: it {' and '.join(told)}")
+    others = {name for name in found["unexpected_keys"] if not _OLD_BUFFERS.search(name)}
+    wrong = []
+    for what, names in (("lacks", sorted(found["missing_keys"])), ("also holds", sorted(others))):
+        if names:
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            wrong.append(f"{what} {', '.join(names[:8])}{more}")
+    if wrong:
+        raise ValueError(f"{folder} does not hold the model that its config.json describes: it {' and '.join(wrong)}")
     return model.eval()
 
 
@@ -174,18 +169,10 @@ def causal_lm_skeleton(place: str | Path, dtype: Dtype = "float32") -> PreTraine
     Raises:
         ValueError, OSError: as `load_causal_lm` of the configuration.
     """
-    kind, config = causal_lm(AutoConfig.from_pretrained(_checked(place), **_LOCAL))
-    return skeleton(config, kind).to(getattr(torch, dtype))
-
-
-def _checked(place: str | Path) -> Path:
     folder = checkpoints.find(place)
     checkpoints.check(folder)
-    return folder
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    kind, config = causal_lm(AutoConfig.from_pretrained(folder, **_LOCAL))
+    return skeleton(config, kind).to(getattr(torch, dtype))
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -199,19 +186,29 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         ValueError: a damaged file; or a name or a shape does not fit, so it is of another architecture: says which.
     """
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
-    have, want = ({name: tuple(t.shape) for name, t in of.items()} for of in (weights, model.state_dict()))
-    wrong = [
-        f"{name} {have.get(name, 'missing')} for {want.get(name, 'nothing')}"
-        for name in {**want, **have}
-        if have.get(name) != want.get(name)
-    ]
-    if wrong:
-        raise ValueError(f"{path} holds a model of another architecture: {'; '.join(wrong[:4])}")
+    weights = read_tensors(path)
+    needed, held = ({name: tuple(t.shape) for name, t in of.items()} for of in (model.state_dict(), weights))
+    if wrong := misfits(needed, held):
+        raise ValueError(f"{path} holds a model of another architecture:\n{wrong}")
     model.load_state_dict(weights)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name; ValueError if it is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def misfits(needed: Mapping[str, Any], held: Mapping[str, Any]) -> str:
+    """Where what is known of a file's tensors is not what a model needs, a line for each; "" where all fits."""
+    nothing = "no such tensor"
+    return "\n".join(
+        f"{name}: the model needs {needed.get(name, nothing)}, the file has {held.get(name, nothing)}"
+        for name in sorted(needed.keys() | held.keys())
+        if needed.get(name) != held.get(name)
+    )
 
 
 def shuffle_weights(model: nn.Module, seed: int) -> None:

@@ -62,7 +62,7 @@ def examples(step: int) -> Pair:
 
 
 def adapter() -> peft.PeftModel:
-    return recovery.add_lora(copy.deepcopy(given()[0]), ASKED.ranks, seed=ASKED.seed)
+    return recovery.add_adapter(copy.deepcopy(given()[0]), ASKED.ranks, seed=ASKED.seed)
 
 
 class Merged(nn.Module):

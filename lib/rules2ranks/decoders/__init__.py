@@ -1,10 +1,8 @@
 """Knows where a decoder's layers are, which of their weights belong together, and how to cut them."""
 
-from rules2ranks.decoders.families import FAMILIES, LLAMA, SUPPORTED, family_of
+from rules2ranks.decoders.families import FAMILIES, LLAMA, family_of
 from rules2ranks.decoders.groups import (
-    Coupled,
     Groups,
-    Layer,
     add_biases,
     blank,
     decoder_layers,
@@ -16,17 +14,15 @@ from rules2ranks.decoders.groups import (
     resize,
     shapes,
     sizes,
+    width,
 )
-from rules2ranks.decoders.skeletons import skeleton
-from rules2ranks.decoders.trial import causal_lm, check_architecture
+from rules2ranks.decoders.skeletons import causal_lm, skeleton
+from rules2ranks.decoders.trial import check_architecture
 
 __all__ = [
     "FAMILIES",
     "LLAMA",
-    "SUPPORTED",
-    "Coupled",
     "Groups",
-    "Layer",
     "add_biases",
     "blank",
     "causal_lm",
@@ -42,4 +38,5 @@ __all__ = [
     "shapes",
     "sizes",
     "skeleton",
+    "width",
 ]

@@ -5,6 +5,7 @@ see `docs/extending.md`.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -13,8 +14,6 @@ from torch import nn
 #: What lies one after the other along a matrix's outputs, all groups in each: () for one section. "q" has the query
 #: heads of each key/value head, any other section one head or channel of each group.
 Sections = tuple[str, ...]
-#: What attention and MLP remember of a layer's sizes: names for what pruning changes.
-HEADS, KEY_VALUE_HEADS, WIDTH, CHANNELS = "heads", "key/value heads", "width", "channels"
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Family:
     """Decoder layers of one kind.
 
     `head` is the path of the size of a head, `queries` that of the query heads per key/value head ("": always 1).
-    `remembers` are paths of sizes that a module holds beside its weights, if it does; those of a `config` become the
-    layer's own.
+    `remembers` are paths of sizes that pruning changes ("heads", "key/value heads", "width" of all heads, "channels")
+    and that a module holds beside its weights, if it does; those of a `config` become the layer's own.
     """
 
     name: str
@@ -55,14 +54,6 @@ class Family:
         """The paths of all matrices, in the order of the network."""
         return self.attention.matrices + self.mlp.matrices
 
-    def describes(self, module: nn.Module) -> bool:
-        """Whether `module` has the matrices of a layer of this family."""
-        try:
-            attrgetter(*self.matrices)(module)
-        except AttributeError:
-            return False
-        return True
-
 
 FAMILIES = [
     Family(
@@ -72,7 +63,7 @@ FAMILIES = [
         Part({"mlp.gate_proj": (), "mlp.up_proj": ()}, "mlp.down_proj"),
         head="self_attn.head_dim",
         queries="self_attn.num_key_value_groups",
-        remembers={"mlp.intermediate_size": CHANNELS},
+        remembers={"mlp.intermediate_size": "channels"},
     ),
     Family(
         "GPT-2",
@@ -80,7 +71,7 @@ FAMILIES = [
         Part({"attn.c_attn": ("q", "k", "v")}, "attn.c_proj"),
         Part({"mlp.c_fc": ()}, "mlp.c_proj"),
         head="attn.head_dim",
-        remembers={"attn.split_size": WIDTH, "attn.num_heads": HEADS},
+        remembers={"attn.split_size": "width", "attn.num_heads": "heads"},
     ),
     Family(
         "GPT-NeoX",
@@ -95,7 +86,7 @@ FAMILIES = [
         Part({"self_attn.q_proj": (), "self_attn.k_proj": (), "self_attn.v_proj": ()}, "self_attn.out_proj"),
         Part({"fc1": ()}, "fc2"),
         head="self_attn.head_dim",
-        remembers={"self_attn.num_heads": HEADS},
+        remembers={"self_attn.num_heads": "heads"},
     ),
     Family(
         "Phi-3",
@@ -105,8 +96,8 @@ FAMILIES = [
         head="self_attn.head_dim",
         queries="self_attn.num_key_value_groups",
         remembers={
-            "self_attn.num_key_value_heads": KEY_VALUE_HEADS,
-            "self_attn.config.num_attention_heads": HEADS,
+            "self_attn.num_key_value_heads": "key/value heads",
+            "self_attn.config.num_attention_heads": "heads",
         },
     ),
 ]
@@ -116,5 +107,9 @@ SUPPORTED = "; ".join(f"{family.name} layers ({family.what})" for family in FAMI
 
 
 def family_of(module: nn.Module) -> Family | None:
-    """The family that `module` is a layer of."""
-    return next((family for family in FAMILIES if family.describes(module)), None)
+    """The family that `module` is a layer of: it has the matrices."""
+    for family in FAMILIES:
+        with suppress(AttributeError):
+            attrgetter(*family.matrices)(module)
+            return family
+    return None

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from rules2ranks.configuration import Matrix, Shapes
-from rules2ranks.decoders.families import CHANNELS, HEADS, KEY_VALUE_HEADS, SUPPORTED, WIDTH, Family, Part, family_of
+from rules2ranks.decoders.families import SUPPORTED, Family, Part, family_of
 
 #: Per layer the numbers of its attention groups and of its channels.
 Choice = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -86,20 +86,12 @@ class Layer:
     channels: Groups
 
     @property
-    def parameters(self) -> int:
-        """Parameters in groups; norms and the biases of the output projections belong to none."""
-        return sum(part.count * part.parameters for part in self.parts)
-
-    @property
     def parts(self) -> tuple[Groups, Groups]:
         return self.attention, self.channels
 
 
 class LayerConfig:
-    """A model's configuration as one layer sees it: some entries are its own, all others the model's, as they are now.
-
-    Not a copy, because the attention implementation may be changed later.
-    """
+    """A model's configuration as one layer sees it: some entries are its own, the others the model's, changes too."""
 
     def __init__(self, shared: Any, own: Mapping[str, Any]):
         vars(self).update(own, _shared=shared)
@@ -123,7 +115,9 @@ def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
         elif isinstance(module, GradientCheckpointingLayer) or (
             hasattr(module, "mlp") and (hasattr(module, "self_attn") or hasattr(module, "attn"))
         ):
-            unknown.setdefault(type(module).__name__, f"{name} ({_contents(module)})")
+            matrices = [path.removesuffix(".weight") for path, p in module.named_parameters() if p.ndim > 1]
+            contents = ", ".join(matrices[:8] + ["…"] * (len(matrices) > 8)) or "without matrices"
+            unknown.setdefault(type(module).__name__, f"{name} ({contents})")
     if unknown:
         kinds = "; ".join(f"{kind}, such as {example}" for kind, example in unknown.items())
         raise ValueError(f"layers that are not in the table: {kinds}; supported are {SUPPORTED}")
@@ -135,7 +129,7 @@ def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
 def linears(model: nn.Module) -> list[dict[str, nn.Module]]:
     """Per decoder layer its matrix modules (seven in Llama, four in GPT-2) by their full names in `model`."""
     return [
-        {_join(name, path): attrgetter(path)(layer) for path in family_of(layer).matrices}
+        {_join(name, path): layer.get_submodule(path) for path in family_of(layer).matrices}
         for name, layer in decoder_layers(model).items()
     ]
 
@@ -147,7 +141,7 @@ def outputs(model: nn.Module) -> dict[str, nn.Module]:
         ValueError: as `groups`.
     """
     return {
-        _join(layer.name, part.output): attrgetter(part.output)(layer.module)
+        _join(layer.name, part.output): layer.module.get_submodule(part.output)
         for layer in groups(model)
         for part in layer.family.parts
     }
@@ -162,13 +156,6 @@ def groups(model: nn.Module) -> list[Layer]:
         ValueError: unknown layers (see `decoder_layers`), wrapped or quantised matrices, or parameters beside the
             matrices that couple the heads, such as norms over all of them.
     """
-    for layer in linears(model):
-        for name, module in layer.items():
-            if not isinstance(module, nn.Linear | Conv1D):
-                raise ValueError(
-                    f"{name} is a {type(module).__module__}.{type(module).__name__}, not a plain Linear or Conv1D: "
-                    "merge adapters and prune before quantising"
-                )
     return [_layer(name, module) for name, module in decoder_layers(model).items()]
 
 
@@ -188,13 +175,12 @@ def shapes(model: nn.Module) -> Shapes:
     layers, counts = [], {}
     for layer in groups(model):
         matrices = []
-        for part, paths, kind in zip(layer.parts, layer.family.parts, ("attention", "mlp"), strict=True):
+        for kind, part, paths in zip(("attention", "mlp"), layer.parts, layer.family.parts, strict=True):
             counts[name := _join(layer.name, kind)] = part.count
-            weights = [c for c in part.coupled if c.parameter == "weight"]
-            for path, c in zip(paths.matrices, weights, strict=True):
-                shared = "inputs" if c is part.output else "outputs"
-                bias = c.module.bias is not None
-                matrices.append(Matrix(_join(layer.name, path), *width(c.module), name, shared, bias))
+            for path in paths.matrices:
+                matrix = layer.module.get_submodule(path)
+                shared = "inputs" if path == paths.output else "outputs"
+                matrices.append(Matrix(_join(layer.name, path), *width(matrix), name, shared, matrix.bias is not None))
         layers.append(tuple(matrices))
     parameters = list(model.parameters())
     known = Shapes(tuple(layers), counts, 0, parameters[0].element_size())
@@ -283,45 +269,41 @@ def _join(name: str, path: str) -> str:
     return f"{name}.{path}" if name else path
 
 
-def _contents(layer: nn.Module) -> str:
-    """The matrices of a layer by name, the first few."""
-    names = [name.removesuffix(".weight") for name, p in layer.named_parameters() if p.ndim > 1]
-    return ", ".join(names[:8] + ["…"] * (len(names) > 8)) or "without matrices"
-
-
 def _layer(name: str, module: nn.Module) -> Layer:
     family = family_of(module)
+    for path in family.matrices:
+        kind = type(module.get_submodule(path))
+        if not issubclass(kind, nn.Linear | Conv1D):
+            raise ValueError(
+                f"{_join(name, path)} is a {kind.__module__}.{kind.__name__}, not a plain Linear or Conv1D: "
+                "merge adapters and prune before quantising"
+            )
     try:
         head = attrgetter(family.head)(module)
         queries = attrgetter(family.queries)(module) if family.queries else 1
     except AttributeError as error:
         raise ValueError(f"{name} has the matrices of a {family.name} layer, but {error}") from error
-    attention, matrices = family.head.rpartition(".")[0], family.attention.matrices
+    attention = family.head.rpartition(".")[0]
     for path, p in module.get_submodule(attention).named_parameters(prefix=attention):
-        if path.rpartition(".")[0] not in matrices and p.numel() != head:
+        if path.rpartition(".")[0] not in family.attention.matrices and p.numel() != head:
             raise ValueError(
                 f"{_join(name, path)} couples the heads ({p.numel()} numbers, a head has {head}): none can go"
             )
-    inputs, channels = (width(attrgetter(part.output)(module))[0] for part in family.parts)
-    return Layer(
-        name,
-        module,
-        family,
-        Groups(inputs // (head * queries), _coupled(module, family.attention, queries)),
-        Groups(channels, _coupled(module, family.mlp)),
-    )
+    inputs, channels = (width(module.get_submodule(part.output))[0] for part in family.parts)
+    heads = Groups(inputs // (head * queries), _coupled(module, family.attention, queries))
+    return Layer(name, module, family, heads, Groups(channels, _coupled(module, family.mlp)))
 
 
 def _coupled(layer: nn.Module, part: Part, queries: int = 1) -> tuple[Coupled, ...]:
     """Matrices cut along their outputs, with their biases, and the one cut along its inputs, which keeps its bias."""
     coupled = []
     for path, names in part.inner.items():
-        matrix = attrgetter(path)(layer)
+        matrix = layer.get_submodule(path)
         sections = tuple(queries if name == "q" else 1 for name in names) or (1,)
         coupled.append(Coupled(matrix, "weight", 1 if isinstance(matrix, Conv1D) else 0, sections))
         if matrix.bias is not None:
             coupled.append(Coupled(matrix, "bias", 0, sections))
-    output = attrgetter(part.output)(layer)
+    output = layer.get_submodule(part.output)
     return (*coupled, Coupled(output, "weight", 0 if isinstance(output, Conv1D) else 1))
 
 
@@ -329,7 +311,7 @@ def _describe_shapes(layer: Layer) -> None:
     """Bring the sizes that modules remember into line with their weights."""
     module, family = layer.module, layer.family
     for path in family.matrices:
-        matrix = attrgetter(path)(module)
+        matrix = module.get_submodule(path)
         if isinstance(matrix, Conv1D):
             matrix.nx, matrix.nf = matrix.weight.shape
         else:
@@ -337,15 +319,15 @@ def _describe_shapes(layer: Layer) -> None:
     cut = _layer(layer.name, module)
     inputs = width(cut.attention.output.module)[0]
     now = {
-        KEY_VALUE_HEADS: cut.attention.count,
-        HEADS: inputs // attrgetter(family.head)(module),
-        WIDTH: inputs,
-        CHANNELS: cut.channels.count,
+        "key/value heads": cut.attention.count,
+        "heads": inputs // attrgetter(family.head)(module),
+        "width": inputs,
+        "channels": cut.channels.count,
     }
     for path, what in family.remembers.items():
-        *owner, holder, entry = path.split(".")
-        of = attrgetter(".".join(owner))(module) if owner else module
-        if holder == "config":
-            of.config = LayerConfig(of.config, {entry: now[what]})
-        elif hasattr(getattr(of, holder), entry):
-            setattr(getattr(of, holder), entry, now[what])
+        place, _, entry = path.rpartition(".")
+        if place.endswith(".config"):  # no copy: the kind of attention may be changed later, in the model's
+            owner = module.get_submodule(place.removesuffix(".config"))
+            owner.config = LayerConfig(owner.config, {entry: now[what]})
+        elif hasattr(owner := module.get_submodule(place), entry):
+            setattr(owner, entry, now[what])

@@ -1,4 +1,4 @@
-"""Models without weights: their shapes, and room for nothing else."""
+"""Models without weights: their classes and their shapes, and room for nothing else."""
 
 import copy
 from collections.abc import Iterator
@@ -10,13 +10,23 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def skeleton(
-    config: PreTrainedConfig, kind: type[PreTrainedModel] | None = None, *, attn_implementation: str | None = None
-) -> PreTrainedModel:
+def causal_lm(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """The class that transformers takes for a causal language model with `config`, and the part of `config` that it is
+    made from (of a model of text and images the text's).
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
+        raise ValueError(f"transformers has no causal language model with a {type(config).__name__}")
+    return kind, config if isinstance(config, kind.config_class) else config.get_text_config()
+
+
+def skeleton(config: PreTrainedConfig, kind: type[PreTrainedModel] | None = None) -> PreTrainedModel:
     """A model of the shapes that `config` states, its buffers filled, its parameters without memory (on "meta").
 
-    Args:
-        kind: its class; unless given the one that `config.architectures` names.
+    Its class is `kind`, or unless given the one that `config.architectures` names.
 
     Raises:
         ValueError: `config.architectures` names no class of transformers' models.
@@ -26,9 +36,8 @@ def skeleton(
         kind = getattr(transformers, name, None)
         if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
             raise ValueError(f"config.json names the architecture {name}, which transformers does not have")
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with torch.random.fork_rng(devices=[]), _parameters_on_meta():
-        return kind._from_config(copy.deepcopy(config), **options)
+        return kind._from_config(copy.deepcopy(config))
 
 
 @contextmanager

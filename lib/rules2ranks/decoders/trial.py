@@ -4,13 +4,12 @@ import copy
 from contextlib import suppress
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rules2ranks.decoders.families import FAMILIES
 from rules2ranks.decoders.groups import Choice, blank, groups, keep
-from rules2ranks.decoders.skeletons import skeleton
+from rules2ranks.decoders.skeletons import causal_lm, skeleton
 
 #: Sizes of the copy: key/value heads, one head, MLP, vocabulary, and a sliding window shorter than the prompt.
 HEADS, HEAD, CHANNELS, VOCABULARY, WINDOW = 4, 16, 7, 32, 4
@@ -27,10 +26,7 @@ def check_architecture(of: nn.Module | PreTrainedConfig) -> None:
     The copy has all kinds of layers that the configuration names, at small sizes. All of them must be found; when some
     groups are cut out of the copy its outputs must be those with zeros in their place; and a prompt longer than a
     sliding window, continued with the cache, must give the logits of the whole. It takes some 0.1 s, once for each
-    architecture. The global random state is neither used nor moved.
-
-    Args:
-        of: a model, or the configuration of a causal language model.
+    architecture, and leaves the global random state alone. A configuration is tried as a causal language model.
 
     Raises:
         ValueError: what fails, with the name of the architecture.
@@ -52,19 +48,6 @@ def check_architecture(of: nn.Module | PreTrainedConfig) -> None:
         raise ValueError(f"{kind.__name__} cannot be pruned: {_faults[key]}")
 
 
-def causal_lm(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-    """The class that transformers takes for a causal language model with `config`, and the part of `config` that it is
-    made from (of a model of text and images the text's).
-
-    Raises:
-        ValueError: there is no such class.
-    """
-    kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if kind is None:
-        raise ValueError(f"transformers has no causal language model with a {type(config).__name__}")
-    return kind, config if isinstance(config, kind.config_class) else config.get_text_config()
-
-
 def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """A copy of `config` with two to four layers, of all kinds that it has, and small sizes."""
     tiny = copy.deepcopy(config)
@@ -78,7 +61,7 @@ def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _keep_layers(config: PreTrainedConfig) -> None:
-    """Keep the first layer of every kind, then second ones up to four; a kind is what the lists say of a layer."""
+    """Keep the first layer of every kind, then last ones up to four; a kind is what the lists say of a layer."""
     number = config.num_hidden_layers
     lists = {
         name: value
@@ -88,9 +71,8 @@ def _keep_layers(config: PreTrainedConfig) -> None:
     kinds: dict[str, list[int]] = {}
     for layer in range(number):
         kinds.setdefault(repr([value[layer] for value in lists.values()]), []).append(layer)
-    chosen = [layers[0] for layers in kinds.values()]
-    later = [next((layer for layer in layers if layer > chosen[-1]), None) for layers in kinds.values()]
-    chosen = sorted(chosen + [layer for layer in later if layer is not None][: max(4 - len(chosen), 0)])
+    first, last = ([layers[place] for layers in kinds.values()] for place in (0, -1))
+    chosen = sorted({*first, *last[: max(4 - len(first), 0)]})
     config.num_hidden_layers = len(chosen)
     for name, value in lists.items():
         setattr(config, name, [value[layer] for layer in chosen])
@@ -137,7 +119,6 @@ def _shorten(config: PreTrainedConfig) -> None:
 
 def _fault(kind: type[PreTrainedModel], config: PreTrainedConfig) -> str:
     """What is wrong with pruning this tiny model, in words; empty if nothing is."""
-    generator = torch.Generator().manual_seed(0)
     try:
         model = skeleton(config, kind).eval()
     except Exception as error:
@@ -148,6 +129,7 @@ def _fault(kind: type[PreTrainedModel], config: PreTrainedConfig) -> str:
         return str(error)
     if len(layers) != (number := config.get_text_config().num_hidden_layers):
         return f"of {number} decoder layers {len(layers)} were found"
+    generator = torch.Generator().manual_seed(0)
     # Biases and norms too, which start at 0 and 1 and would hide mistakes.
     drawn = {name: torch.randn(p.shape, generator=generator) * 0.4 for name, p in model.named_parameters()}
     model.load_state_dict(drawn, strict=False, assign=True)

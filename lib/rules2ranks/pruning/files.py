@@ -2,18 +2,16 @@
 
 import copy
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rules2ranks import decoders
 from rules2ranks.decoders import add_biases, outputs, resize, sizes
-from rules2ranks.models import parameter_count
+from rules2ranks.models import misfits, parameter_count, read_tensors
 
 FORMAT = 1
 NAMES = ("config.json", "pruning.json", "model.safetensors")
@@ -54,7 +52,7 @@ def save_pruned(model: nn.Module, folder: str | Path) -> None:
     (folder / "pruning.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
-def load_pruned(folder: str | Path, *, attn_implementation: str | None = None) -> transformers.PreTrainedModel:
+def load_pruned(folder: str | Path) -> transformers.PreTrainedModel:
     """The model that `save_pruned` wrote, bit for bit, in eval mode.
 
     Raises:
@@ -63,12 +61,14 @@ def load_pruned(folder: str | Path, *, attn_implementation: str | None = None) -
     """
     folder = Path(folder)
     _check_files(folder, NAMES)
-    try:
-        weights = load_file(folder / "model.safetensors")
-    except SafetensorError as error:
-        raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}") from error
-    model = skeleton(folder, attn_implementation=attn_implementation)
-    _check_weights(weights_of(model), weights)
+    weights = read_tensors(folder / "model.safetensors")
+    model = skeleton(folder)
+    needed, held = (
+        {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in of.items()}
+        for of in (weights_of(model), weights)
+    )
+    if wrong := misfits(needed, held):
+        raise ValueError(f"the weights do not fit the model, nothing was loaded:\n{wrong}")
     # A tied tensor is in the file once, under one of its names; tying gives it the others.
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
@@ -77,7 +77,7 @@ def load_pruned(folder: str | Path, *, attn_implementation: str | None = None) -
     return model.eval()
 
 
-def skeleton(folder: str | Path, *, attn_implementation: str | None = None) -> transformers.PreTrainedModel:
+def skeleton(folder: str | Path) -> transformers.PreTrainedModel:
     """The model that `save_pruned` wrote, as far as its shapes go: no weights are read, parameters are on "meta".
 
     Raises:
@@ -90,8 +90,7 @@ def skeleton(folder: str | Path, *, attn_implementation: str | None = None) -> t
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except OSError as error:
         raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
-    model = resize(decoders.skeleton(config, attn_implementation=attn_implementation), about["layers"])
-    return add_biases(model, about["biases"])
+    return add_biases(resize(decoders.skeleton(config), about["layers"]), about["biases"])
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -125,16 +124,3 @@ def _read_about(path: Path) -> dict[str, Any]:
         if not isinstance(about.get(key), list):
             raise ValueError(f"{path} needs a list of {key}, got {about.get(key)}")
     return about
-
-
-def _check_weights(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
-    wrong = []
-    for name in sorted(expected.keys() | got.keys()):
-        want, have = (
-            f"{tuple(state[name].shape)} {state[name].dtype}" if name in state else "no such tensor"
-            for state in (expected, got)
-        )
-        if want != have:
-            wrong.append(f"{name}: the model needs {want}, the file has {have}")
-    if wrong:
-        raise ValueError("the weights do not fit the model, nothing was loaded:\n" + "\n".join(wrong))

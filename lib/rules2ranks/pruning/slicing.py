@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rules2ranks.decoders import blank, check_architecture, give_bias, groups, keep
@@ -53,11 +53,7 @@ def prune(
         ratio = make_plan(model, scores, ratio, spread=spread, protect=protect, blocks=blocks, standardise=standardise)
     elif scores is not None:
         raise ValueError("a plan says already which groups stay: pass scores with a ratio only")
-    _check(model, ratio, means)
-    pruned = copy.deepcopy(model)
-    if means is not None:
-        _compensate(pruned, ratio, means)
-    return keep(pruned, [(kept.attention, kept.channels) for kept in ratio.layers])
+    return keep(_copy(model, ratio, means), [(kept.attention, kept.channels) for kept in ratio.layers])
 
 
 def mask(model: nn.Module, plan: Plan, *, means: Means | None = None) -> nn.Module:
@@ -67,11 +63,7 @@ def mask(model: nn.Module, plan: Plan, *, means: Means | None = None) -> nn.Modu
         ValueError: as `check_architecture`; the plan or the means were made for other shapes.
     """
     check_architecture(model)
-    _check(model, plan, means)
-    masked = copy.deepcopy(model)
-    if means is not None:
-        _compensate(masked, plan, means)
-    return blank(masked, [(kept.attention, kept.channels) for kept in plan.layers])
+    return blank(_copy(model, plan, means), [(kept.attention, kept.channels) for kept in plan.layers])
 
 
 def report(before: nn.Module, after: nn.Module) -> dict[str, float]:
@@ -92,10 +84,21 @@ def report(before: nn.Module, after: nn.Module) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _compensate(model: nn.Module, plan: Plan, means: Means) -> None:
-    """Add to the biases of the output matrices, in place, what the inputs that are to go give on average."""
-    for layer, kept, of_layer in zip(groups(model), plan.layers, _pairs(means), strict=True):
-        for part, chosen, mean in zip(layer.parts, (kept.attention, kept.channels), of_layer, strict=True):
+def _copy(model: nn.Module, plan: Plan, means: Means | None) -> nn.Module:
+    """A copy of `model` in its full shapes, for which plan and means are checked.
+
+    With means, what the inputs that are to go give on average is in the biases of the output matrices.
+    """
+    _check(model, plan)
+    copied = copy.deepcopy(model)
+    if means is None:
+        return copied
+    layers, pairs = groups(copied), list(zip(means.attention, means.channels, strict=True))
+    inputs = [tuple(part.output.tensor.shape[part.output.dim] for part in layer.parts) for layer in layers]
+    if (given := [(len(attention), len(channels)) for attention, channels in pairs]) != inputs:
+        raise ValueError(f"the means are for output matrices of {given} inputs, the model has {inputs}")
+    for layer, kept, pair in zip(layers, plan.layers, pairs, strict=True):
+        for part, chosen, mean in zip(layer.parts, (kept.attention, kept.channels), pair, strict=True):
             if gone := others(chosen, part.count):
                 output = part.output
                 index = part.index(output, gone)
@@ -103,15 +106,11 @@ def _compensate(model: nn.Module, plan: Plan, means: Means) -> None:
                 added = mean.to(index.device)[index] @ columns
                 give_bias(output.module)
                 output.module.bias += added.to(output.module.bias.dtype)
+    return copied
 
 
-def _pairs(means: Means) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(means.attention, means.channels, strict=True))
-
-
-def _check(model: nn.Module, plan: Plan, means: Means | None) -> None:
-    layers = groups(model)
-    expected = [(layer.attention.count, layer.channels.count) for layer in layers]
+def _check(model: nn.Module, plan: Plan) -> None:
+    expected = [(layer.attention.count, layer.channels.count) for layer in groups(model)]
     got = [(kept.attention_groups_before, kept.channels_before) for kept in plan.layers]
     if got != expected:
         raise ValueError(f"the plan is for layers of (attention groups, channels) {got}, the model has {expected}")
@@ -121,8 +120,3 @@ def _check(model: nn.Module, plan: Plan, means: Means | None) -> None:
                 raise ValueError(
                     f"layer {number}: expected ascending numbers from 0 to {count - 1}, at least one, got {chosen}"
                 )
-    if means is not None:
-        inputs = [tuple(part.output.tensor.shape[part.output.dim] for part in layer.parts) for layer in layers]
-        given = [(len(attention), len(channels)) for attention, channels in _pairs(means)]
-        if given != inputs:
-            raise ValueError(f"the means are for output matrices of {given} inputs, the model has {inputs}")

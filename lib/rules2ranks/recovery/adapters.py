@@ -1,34 +1,26 @@
 """Adapters of every method, for those who use them: put on, merged, saved and loaded."""
 
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from rules2ranks.calibration import Loss, Positions
-from rules2ranks.recovery.files import load_lora
+from rules2ranks.decoders import width
+from rules2ranks.models import misfits, read_tensors
 from rules2ranks.recovery.method import Given, Method
 from rules2ranks.recovery.methods import METHODS
 from rules2ranks.recovery.methods.lora import Lora
 from rules2ranks.recovery.ranks import Ranks
-from rules2ranks.recovery.wrapping import check_plain
+from rules2ranks.recovery.wrapping import CONFIG, PREFIX, WEIGHTS, undisturbed
 
 
-def add_adapter(
-    model: nn.Module,
-    ranks: Ranks,
-    method: str = Lora.name,
-    *,
-    seed: int,
-    steps: int | None = None,
-    loss: Loss | None = None,
-    batches: Sequence[Any] = (),
-    positions: Positions | None = None,
-    alpha_per_rank: float = 2.0,
-    dropout: float = 0.0,
-) -> nn.Module:
+def add_adapter(model: nn.Module, ranks: Ranks, method: str = Lora.name, **given: Any) -> nn.Module:
     """Put the adapter of a method on the matrices of every decoder layer, ready for training.
 
     `model` itself is changed (PEFT wraps its matrices and freezes all else); `merge` gives a plain model back. At first
@@ -37,14 +29,7 @@ def add_adapter(
 
     Args:
         ranks: one for all layers, one per decoder layer, or one per matrix by its full name (the others none).
-        seed: of whatever is drawn.
-        steps: optimiser steps of the training to come; AdaLoRA plans by them.
-        loss: `loss(model, batch)` of the training; EVA feeds batches to the model through it.
-        batches: the training data, in as many parts as fit; EVA looks at what they put into the matrices.
-        positions: which positions of a batch count, bool (examples, positions), all unless given. Give it where there
-            is padding.
-        alpha_per_rank: alpha = alpha_per_rank × rank, so the factor alpha/r of the correction is the same everywhere.
-        dropout: in [0, 1), of the adapter's input.
+        given: `seed`, and whatever else `Given` has: what of it must be there depends on the method.
 
     Raises:
         ValueError: an unknown method; ranks of the wrong number, negative, over the model's width or all zero; unknown
@@ -52,31 +37,9 @@ def add_adapter(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    given = Given(
-        seed=seed,
-        steps=steps,
-        loss=loss,
-        batches=batches,
-        positions=positions,
-        alpha_per_rank=alpha_per_rank,
-        dropout=dropout,
-    )
-    check_plain(model)
-    adapted = METHODS[method].add(model, ranks, given)
+    _check_plain(model)
+    adapted = METHODS[method].add(model, ranks, Given(**given))
     adapted.recovery_method = method
-    return adapted
-
-
-def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = False) -> PeftModel:
-    """Put a saved LoRA adapter on `model` (changed in place), after checking every name and shape.
-
-    Raises:
-        ValueError: files missing or damaged, not LoRA, a model with an adapter already, or anything that does not fit:
-            then each misfit is named and the model is left untouched.
-    """
-    check_plain(model)
-    adapted = load_lora(model, folder, trainable)
-    adapted.recovery_method = Lora.name
     return adapted
 
 
@@ -109,3 +72,46 @@ def save_adapter(adapted: nn.Module, folder: str | Path) -> None:
     Plain `PeftModel.from_pretrained(pruned_model, folder)` loads it; `load_adapter` also checks that it fits.
     """
     method_of(adapted).save(adapted, folder)
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
+    """Put a saved LoRA on `model` (changed in place), frozen, after checking every name and shape.
+
+    Raises:
+        ValueError: files missing or damaged, not LoRA, a model with an adapter already, or anything that does not fit:
+            then each misfit is named and the model is left untouched.
+    """
+    _check_plain(model)
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}: expected a folder in PEFT's format with safetensors")
+    if (kind := json.loads((folder / CONFIG).read_text()).get("peft_type")) != "LORA":
+        raise ValueError(f"expected a LORA adapter, got {kind}")
+    held = {name: tuple(tensor.shape) for name, tensor in read_tensors(folder / WEIGHTS).items()}
+    wrong = misfits(_needed(model, PeftConfig.from_pretrained(str(folder))), held)
+    if wrong or not held:
+        raise ValueError(f"the adapter does not fit this model, nothing was loaded:\n{wrong}")
+    with undisturbed():
+        adapted = PeftModel.from_pretrained(model, str(folder))
+    adapted.recovery_method = Lora.name
+    return adapted
+
+
+def _check_plain(model: nn.Module) -> None:
+    if any(isinstance(module, LoraLayer) for module in model.modules()):
+        raise ValueError("the model has an adapter already: merge it first")
+
+
+def _needed(model: nn.Module, config: PeftConfig) -> dict[str, tuple[int, int]]:
+    """The shapes of the tensors that PEFT would put on `model` for `config`, by their names in the file."""
+    shapes = {}
+    for name, module in model.named_modules():
+        if name and check_target_module_exists(config, name):
+            if not isinstance(module, nn.Linear | Conv1D):
+                raise ValueError(f"the adapter wants {name}, a {type(module).__name__}: only matrices can be checked")
+            inputs, outputs = width(module)
+            rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
+            shapes[f"{PREFIX}{name}.lora_A.weight"] = (rank, inputs)
+            shapes[f"{PREFIX}{name}.lora_B.weight"] = (outputs, rank)
+    return shapes

@@ -14,10 +14,17 @@ from rules2ranks.recovery.ranks import Ranks
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a method may look at beside the model and its ranks; `recovery.add_adapter` says what each is.
+    """What a method may look at beside the model and its ranks.
 
-    Raises:
-        ValueError: a dropout outside [0, 1).
+    Args:
+        seed: of whatever is drawn.
+        steps: optimiser steps of the training to come; AdaLoRA plans by them.
+        loss: `loss(model, batch)` of the training; EVA feeds batches to the model through it.
+        batches: the training data, in as many parts as fit; EVA looks at what they put into the matrices.
+        positions: which positions of a batch count, bool (examples, positions), all unless given. Give it where there
+            is padding.
+        alpha_per_rank: alpha = alpha_per_rank × rank, so the factor alpha/r of the correction is the same everywhere.
+        dropout: in [0, 1), of the adapter's input; else ValueError.
     """
 
     seed: int
@@ -38,8 +45,8 @@ class Method(ABC):
 
     A new method is a file in `recovery/methods/`, an entry of `METHODS` there, and a test. One of LoRA's kin builds on
     `methods.lora.Lora`, which saves and merges; it may come down to `add`. Any other answers all abstract calls itself:
-    `adapted` is whatever model its own `add` has returned. A method keeps nothing between calls, so that one instance
-    serves all models; what it must remember of a model it leaves in that model.
+    `adapted` is whatever model its own `add` has returned. What a method must remember of a model it leaves in that
+    model: one instance serves all.
     """
 
     #: What it is called wherever a method is chosen.
@@ -51,10 +58,9 @@ class Method(ABC):
     def add(self, model: nn.Module, ranks: Ranks, given: Given) -> nn.Module:
         """Make `model` ready for training, in place, and return it or its wrapper: what is trained has gradients on.
 
-        Everything is checked before the model is touched. The global random state is neither used nor moved.
-
         Raises:
-            ValueError: ranks that the model or the method cannot have, or something missing in `given`.
+            ValueError: ranks that the model or the method cannot have, or something missing in `given`; before `model`
+                is touched.
         """
 
     def loss(self, loss: Loss) -> Loss:

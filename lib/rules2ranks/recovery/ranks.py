@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from rules2ranks.configuration import by_matrix
-from rules2ranks.decoders import linears
+from rules2ranks.decoders import linears, width
 
 #: One rank for all decoder layers, one per layer, or one per matrix by its full name (the others none).
 Ranks = int | Sequence[int] | Mapping[str, int]
@@ -42,8 +41,3 @@ def lora_parameters(model: nn.Module, ranks: Ranks) -> int:
 def cost_per_rank(model: nn.Module) -> list[int]:
     """Per decoder layer the parameters that one unit of rank adds: Σ (inputs + outputs) over its matrices."""
     return [sum(sum(width(module)) for module in layer.values()) for layer in linears(model)]
-
-
-def width(module: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a matrix module."""
-    return (module.nx, module.nf) if isinstance(module, Conv1D) else (module.in_features, module.out_features)

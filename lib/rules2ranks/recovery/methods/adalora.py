@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from rules2ranks.calibration import Loss
 from rules2ranks.decoders import linears
-from rules2ranks.recovery.files import write_lora
 from rules2ranks.recovery.method import Given
 from rules2ranks.recovery.methods.lora import Lora
-from rules2ranks.recovery.ranks import Ranks, ranks_by_name, width
-from rules2ranks.recovery.wrapping import adapted_matrices, own_generator, task_type, transposed, wrap
+from rules2ranks.recovery.ranks import Ranks, ranks_by_name
+from rules2ranks.recovery.wrapping import adapted_matrices, own_generator, targets, wrap, write_lora
 
 #: The first rank over the last, on average (section 3.3: "e.g., 1.5 times").
 FIRST_OVER_LAST = 1.5
@@ -42,15 +41,17 @@ class AdaLora(Lora):
 
     def add(self, model: nn.Module, ranks: Ranks, given: Given) -> PeftModel:
         """Raises ValueError also for a first rank over the model's width, or fewer than 4 steps."""
-        rank = _mean_rank(model, ranks)
-        if given.steps is None or given.steps < 4:
+        by_name = ranks_by_name(model, ranks)
+        values = {by_name.get(name, 0) for layer in linears(model) for name in layer}
+        if len(values) > 1:
+            raise ValueError(f"adalora moves the ranks itself: give one mean rank for all matrices, not {ranks!r}")
+        if (given.steps or 0) < 4:
             raise ValueError(
                 f"adalora moves the ranks in the middle of the training: 4 steps at least, got {given.steps}"
             )
+        rank = values.pop()
         first = math.ceil(FIRST_OVER_LAST * rank)
-        by_name = ranks_by_name(model, first)
         config = AdaLoraConfig(
-            task_type=task_type(model),
             init_r=first,
             target_r=rank,
             tinit=given.steps // 6,
@@ -58,9 +59,8 @@ class AdaLora(Lora):
             total_step=given.steps,
             orth_reg_weight=ORTHOGONALITY,
             lora_alpha=given.alpha_per_rank * first,
-            target_modules=list(by_name),
-            fan_in_fan_out=transposed(model, by_name),
             lora_dropout=given.dropout,
+            **targets(model, ranks_by_name(model, first)),
         )
         adapted = wrap(model, config)
         with torch.no_grad():
@@ -76,10 +76,11 @@ class AdaLora(Lora):
         """
 
         def regularised(adapted: PeftModel, batch: Any) -> Tensor:
-            norms = []
-            for _, _, module in adapted_matrices(adapted):
-                for p in _rows(module):
-                    norms.append(torch.linalg.matrix_norm(p @ p.T - torch.eye(len(p), dtype=p.dtype, device=p.device)))
+            norms = [
+                torch.linalg.matrix_norm(p @ p.T - torch.eye(len(p), dtype=p.dtype, device=p.device))
+                for _, _, module in adapted_matrices(adapted)
+                for p in _rows(module)
+            ]
             return loss(adapted, batch) + adapted.peft_config["default"].orth_reg_weight * torch.stack(norms).mean()
 
         return regularised
@@ -113,23 +114,20 @@ def kept(adapted: PeftModel) -> dict[str, Tensor]:
     }
 
 
-def _mean_rank(model: nn.Module, ranks: Ranks) -> int:
-    by_name = ranks_by_name(model, ranks)
-    values = {by_name.get(name, 0) for layer in linears(model) for name in layer}
-    if len(values) > 1:
-        raise ValueError(f"adalora moves the ranks itself: give one mean rank for all matrices, not {ranks!r}")
-    return values.pop()
-
-
 def _rows(module: nn.Module) -> tuple[Tensor, Tensor]:
     """A's rows and B's columns: (triplets, inputs) and (triplets, outputs)."""
     return module.lora_A["default"], module.lora_B["default"].T
 
 
 def _kept_parameters(adapted: PeftModel) -> int:
-    """The parameters of LoRA of the ranks that are left: Σ rank × (inputs + outputs); E is part of A then."""
+    """The parameters of LoRA of the ranks that are left; E is part of A then."""
     masks = kept(adapted)
-    return sum(int(masks[name].sum()) * sum(width(module)) for _, name, module in adapted_matrices(adapted))
+    return sum(int(masks[name].sum()) * _triplet(module) for _, name, module in adapted_matrices(adapted))
+
+
+def _triplet(module: nn.Module) -> int:
+    """The numbers of a row of A and a column of B: inputs + outputs."""
+    return sum(p.shape[1] for p in _rows(module))
 
 
 def _allocate(adapted: PeftModel, step: int) -> None:
@@ -137,7 +135,7 @@ def _allocate(adapted: PeftModel, step: int) -> None:
     tuner = adapted.base_model
     config, allocator = tuner.peft_config["default"], tuner.rankallocator
     if step == config.total_step - config.tfinal:  # the last allocation
-        limit = config.target_r * sum(sum(width(module)) for _, _, module in adapted_matrices(adapted))
+        limit = config.target_r * sum(_triplet(module) for _, _, module in adapted_matrices(adapted))
         while True:  # a smaller budget only masks more: the next try does not ask for what this one took away
             config.rank_pattern = allocator.mask_to_budget(tuner.model, allocator.target_bgt)
             if _kept_parameters(adapted) <= limit:

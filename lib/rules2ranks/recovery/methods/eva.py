@@ -9,9 +9,10 @@ import torch
 from peft import EvaConfig, LoraConfig, PeftModel, get_eva_state_dict
 from torch import Tensor, nn
 
+from rules2ranks.decoders import width
 from rules2ranks.recovery.method import Given
 from rules2ranks.recovery.methods.lora import Lora
-from rules2ranks.recovery.ranks import Ranks, ranks_by_name, width
+from rules2ranks.recovery.ranks import Ranks, ranks_by_name
 from rules2ranks.recovery.wrapping import adapted_matrices
 
 #: PEFT goes round the batches until every direction moves by less than this (cosine from one pass to the next) …
@@ -45,7 +46,12 @@ def _directions(model: nn.Module, by_name: Mapping[str, int], given: Given) -> d
     `model` is left alone.
     """
     rank = max(by_name.values())
-    _check(model, by_name, rank, given)
+    if not len(given.batches) or given.loss is None:
+        raise ValueError("eva starts from the inputs of the matrices: give batches, and the loss that takes them")
+    for name in by_name:
+        inputs, _ = width(model.get_submodule(name))
+        if 2 * rank > inputs:  # PEFT's randomised decomposition works with twice the directions asked for
+            raise ValueError(f"{name} has {inputs} inputs: eva can start at rank {inputs // 2} at most")
     passes = itertools.count(1)
 
     def forward(model: nn.Module, batch: Any) -> None:
@@ -64,10 +70,7 @@ def _directions(model: nn.Module, by_name: Mapping[str, int], given: Given) -> d
         copy.deepcopy(model, {id(p): p for p in itertools.chain(model.parameters(), model.buffers())}).eval(),
         given.batches,
         LoraConfig(
-            r=rank,
-            target_modules=list(by_name),
-            init_lora_weights="eva",
-            eva_config=EvaConfig(rho=1.0, tau=SIMILARITY),
+            r=rank, target_modules=list(by_name), init_lora_weights="eva", eva_config=EvaConfig(rho=1.0, tau=SIMILARITY)
         ),
         forward_fn=forward,
         prepare_model_inputs_fn=lambda batch, config: given.positions(batch) if given.positions else None,
@@ -75,12 +78,3 @@ def _directions(model: nn.Module, by_name: Mapping[str, int], given: Given) -> d
         show_progress_bar=False,
     )
     return {name: found[name][:own] for name, own in by_name.items()}
-
-
-def _check(model: nn.Module, by_name: Mapping[str, int], rank: int, given: Given) -> None:
-    if not len(given.batches) or given.loss is None:
-        raise ValueError("eva starts from the inputs of the matrices: give batches, and the loss that takes them")
-    for name in by_name:
-        inputs, _ = width(model.get_submodule(name))
-        if 2 * rank > inputs:  # PEFT's randomised decomposition works with twice the directions asked for
-            raise ValueError(f"{name} has {inputs} inputs: eva can start at rank {inputs // 2} at most")

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from rules2ranks.recovery.files import write_lora
+from rules2ranks.decoders import width
 from rules2ranks.recovery.method import Given
 from rules2ranks.recovery.methods.lora import Lora
-from rules2ranks.recovery.ranks import Ranks, ranks_by_name, width
-from rules2ranks.recovery.wrapping import adapted_matrices, lora_config, wrap
+from rules2ranks.recovery.ranks import Ranks, ranks_by_name
+from rules2ranks.recovery.wrapping import adapted_matrices, lora_config, wrap, write_lora
 
 
 class Pissa(Lora):
@@ -22,6 +21,7 @@ class Pissa(Lora):
 
     name = "pissa"
 
+    @torch.no_grad()
     def add(self, model: nn.Module, ranks: Ranks, given: Given) -> PeftModel:
         by_name = ranks_by_name(model, ranks)
         for name, rank in by_name.items():
@@ -31,15 +31,18 @@ class Pissa(Lora):
         config.init_lora_weights = "pissa"
         adapted = wrap(model, config)
         for _, _, module in adapted_matrices(adapted):
-            _keep_first(module)
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            # Signs such that the largest entry of each row of A is positive.
+            signs = torch.sign(a.gather(1, a.abs().argmax(1, keepdim=True)))
+            a.mul_(signs)
+            b.mul_(signs.T)
+            # What is trained less what it starts with is the correction to the whole of W.
+            module.register_buffer("first_A", a.detach().clone(), persistent=False)
+            module.register_buffer("first_B", b.detach().clone(), persistent=False)
         return adapted
 
     def save(self, adapted: PeftModel, folder: str | Path) -> None:
-        """With twice the rank, as what the training changed: B·A − B₀·A₀.
-
-        This is PEFT's own conversion, `subtract_mutated_init`, of an adapter that need not have been written at the
-        start.
-        """
+        """With twice the rank, as what the training changed: B·A − B₀·A₀ (PEFT's `subtract_mutated_init`)."""
         pairs = {}
         for _, name, module in adapted_matrices(adapted):
             a = torch.cat([module.lora_A["default"].weight, module.first_A])  # (2·rank, inputs)
@@ -47,17 +50,3 @@ class Pissa(Lora):
             pairs[name] = a, b
         config = adapted.peft_config["default"]
         write_lora(adapted, pairs, config.lora_alpha / config.r, folder)
-
-
-@torch.no_grad()
-def _keep_first(module: LoraLayer) -> None:
-    """Note the first A and B beside the trained ones; signs such that the largest entry of A's rows is positive.
-
-    What is trained less what is noted is the correction to the whole of W.
-    """
-    a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-    signs = torch.sign(a.gather(1, a.abs().argmax(1, keepdim=True)))
-    a.mul_(signs)
-    b.mul_(signs.T)
-    module.register_buffer("first_A", a.detach().clone(), persistent=False)
-    module.register_buffer("first_B", b.detach().clone(), persistent=False)
