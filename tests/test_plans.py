@@ -1,7 +1,5 @@
 """Plans: the ratio kept to a point, every spread by its definition, and what cannot be planned refused."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -37,7 +35,6 @@ def test_ratio_is_kept_to_a_point(ratio, spread, first, last, blocks, standardis
     sizes = pruning.sizes(pruned)
     assert sizes[:first] == [whole] * first and sizes[8 - last :] == [whole] * last
     assert all(size["attention_groups"] >= 1 and size["channels"] >= 1 for size in sizes)
-    assert pruning.Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
 def losses(plan):

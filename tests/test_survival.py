@@ -194,14 +194,9 @@ def test_steps_checked_now_and_then_are_intervals(name, draw):
     assert 50 < naive["median"] - row["median"] < 150
 
 
-def test_the_true_shape_wins_and_groups_are_fitted_by_themselves(draw):
-    steps, reached = watched(draw, 900, n=400, end=3000)
-    table = parametric_fits(steps, reached)
+def test_the_true_shape_wins(draw):
+    table = parametric_fits(*watched(draw, 900, n=400, end=3000))
     assert table.aic.idxmin() == "weibull" and table.loc["weibull", "shape"] == pytest.approx(1.5, abs=0.2)
-    groups = np.repeat(["a", "b"], 200)
-    both = parametric_fits(steps, reached, groups=groups)
-    pd.testing.assert_frame_equal(both.loc["b"], parametric_fits(steps[200:], reached[200:]))
-    assert both.index.names == ["group", "model"]
 
 
 def test_failures_count_better_answers_and_half_of_the_ties(draw):
@@ -272,7 +267,6 @@ def test_a_tail_that_cannot_be_told_has_no_level(draw):
         (lambda: time_to_reach([1, 2], [0.5, 1], ["a", "b"]), "True or False"),
         (lambda: time_to_reach([1, 2], [True, True], ["a", None]), "a label for each of the 2 entries, got 1"),
         (lambda: parametric_fits([1, 9, 9, 9], [1, 0, 0, 0]), "a third must have reached it .* got 25%"),
-        (lambda: parametric_fits([1, 2, 9, 9], [1, 1, 0, 0], groups=list("aabb")), "got 0% of b"),
         (lambda: parametric_fits([5, 5, 3], [1, 1, 0]), "needs steps that differ, got arrivals at 5 only"),
         (lambda: parametric_fits([0, 2], [1, 1]), "steps must be above zero, got 0"),
         (lambda: parametric_fits([1, 2], [1, 1], checked_every=0), "checked_every must be above zero, got 0"),

@@ -109,17 +109,16 @@ def ranked(layers: Sequence[Layer], target: float, standardise: bool = False) ->
 
 
 class Scheme(NamedTuple):
-    """A way to spread what goes over layers: the arguments that it `takes` beside layers and target, and what it is."""
+    """A way to spread what goes over layers, and the arguments that it `takes` beside layers and target."""
 
     choose: Callable[..., Choice]
     takes: tuple[str, ...]
-    meaning: str
 
 
 SPREADS = {
-    "uniform": Scheme(uniform, (), "every layer loses the same share"),
-    "importance": Scheme(in_proportion, ("blocks",), "layers that matter more keep more (CFSP)"),
-    "global": Scheme(ranked, ("standardise",), "one ranking of the groups of all layers"),
+    "uniform": Scheme(uniform, ()),
+    "importance": Scheme(in_proportion, ("blocks",)),
+    "global": Scheme(ranked, ("standardise",)),
 }
 Spread = Literal[*SPREADS]
 

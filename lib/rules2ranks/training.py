@@ -23,19 +23,16 @@ from tqdm import tqdm
 Loss = Callable[[nn.Module, Any], Tensor]
 #: The share of the peak learning rate at a step, counted from 0.
 Rate = Callable[[int], float]
+#: Largest norm of a model's gradient: what is larger is scaled down to it.
+CLIP = 1.0
 #: Seconds between two checkpoints of a training under way.
 CHECKPOINT_SECONDS = 15.0
 
 
-def _keep_memory() -> None:
-    """Ask glibc not to hand large blocks back to the system after every step: they are needed again at once."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        for setting in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            libc.mallopt(setting, 1 << 30)
-
-
-_keep_memory()
+# glibc hands large blocks back to the system after every step unless asked not to: they are needed again at once.
+with contextlib.suppress(OSError, AttributeError):
+    for _setting in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        ctypes.CDLL("libc.so.6").mallopt(_setting, 1 << 30)
 
 
 def device() -> torch.device:
@@ -151,38 +148,21 @@ class Together(nn.Module):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a model is trained: with AdamW, at a rate planned for so many steps.
+    """How a model is trained: with AdamW without weight decay, at a rate planned for so many steps.
 
     Args:
-        steps: optimiser steps that the rate is planned for, at least 1.
-        lr: the peak learning rate, above 0.
+        steps: optimiser steps that the rate is planned for.
+        lr: the peak learning rate.
         stop: end after this many of the steps (None: all). The rate is as without a stop.
         rate: share of the peak rate at a step (None: `cosine(steps)`).
-        weight_decay: AdamW's, 0 or more.
-        clip: largest norm of the gradient; 0 leaves gradients as they are.
         bf16: compute in bfloat16 where that is safe (torch's autocast); worth it on a GPU, slower on most CPUs.
-
-    Raises:
-        ValueError: an impossible value.
     """
 
     steps: int
     lr: float
     stop: int | None = None
     rate: Rate | None = None
-    weight_decay: float = 0.0
-    clip: float = 1.0
     bf16: bool = False
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if self.stop is not None and not 1 <= self.stop <= self.steps:
-            raise ValueError(f"stop lies between 1 and the {self.steps} steps, not at {self.stop}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be above 0 and finite, got {self.lr}")
-        if not (self.weight_decay >= 0 and self.clip >= 0):
-            raise ValueError(f"weight_decay and clip must be 0 or more, got {self.weight_decay} and {self.clip}")
 
     @property
     def last(self) -> int:
@@ -200,22 +180,12 @@ class Watch:
         until: asked after each of these evaluations, with its entry (scores and `step`): True ends the training. Its
             answer may depend on the entry only, as it is asked again when a training goes on from there.
         log_every: steps from one entry of the loss's history to the next (None: a fiftieth of all).
-
-    Raises:
-        ValueError: less than one step; `every` or `until` without `evaluate`.
     """
 
     evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
     every: int | None = None
     until: Callable[[dict[str, Any]], bool] | None = None
     log_every: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("every", "log_every"):
-            if (steps := getattr(self, name)) is not None and steps < 1:
-                raise ValueError(f"{name} must be at least 1 step, got {steps}")
-        if self.evaluate is None and (self.every or self.until):
-            raise ValueError("every and until are about evaluations: evaluate is missing")
 
 
 def train(
@@ -276,7 +246,7 @@ class _Run:
         if not self.trained:
             raise ValueError("no parameter of the model requires a gradient: nothing to train")
         self.device = next(iter(self.trained.values())).device.type
-        how = {"lr": schedule.lr, "weight_decay": schedule.weight_decay, "fused": self.device in ("cpu", "cuda")}
+        how = {"lr": schedule.lr, "weight_decay": 0.0, "fused": self.device in ("cpu", "cuda")}
         self.optimiser = torch.optim.AdamW(self.trained.values(), **how)
         self.rate = schedule.rate or cosine(schedule.steps)
         self.every = watch.every or schedule.steps
@@ -305,18 +275,13 @@ class _Run:
         if not torch.isfinite(value).all():
             raise FloatingPointError(f"the loss is {value.tolist()} at step {step}: a lower learning rate may help")
         value.sum().backward()
-        self._clip()
+        if isinstance(self.model, Together):
+            self.model.clip_gradients(CLIP)
+        else:
+            nn.utils.clip_grad_norm_(self.trained.values(), CLIP)
         self.optimiser.step()
         self.losses.append(value.tolist())
         self.history.steps = step + 1
-
-    def _clip(self) -> None:
-        if not self.schedule.clip:
-            return
-        if isinstance(self.model, Together):
-            self.model.clip_gradients(self.schedule.clip)
-        else:
-            nn.utils.clip_grad_norm_(self.trained.values(), self.schedule.clip)
 
     def look(self) -> None:
         """Note the mean loss and the scores where they are due."""

@@ -74,7 +74,9 @@ def time_to_reach(steps: ArrayLike, reached: ArrayLike, groups: ArrayLike | pd.S
     says so. Raises ValueError for unequal lengths, no entries, negative steps, NaN, or a missing label.
     """
     times, events = _watched(steps, reached)
-    labels = _labels(groups, len(times))
+    labels = pd.Series(list(groups))
+    if len(labels) != len(times) or labels.isna().any():
+        raise ValueError(f"groups must hold a label for each of the {len(times)} entries, got {labels.notna().sum()}")
     members = {label: (labels == label).to_numpy() for label in labels.unique()}
     horizon = min(float(times[own].max()) for own in members.values())
     rows, curves = {}, []
@@ -94,13 +96,7 @@ def time_to_reach(steps: ArrayLike, reached: ArrayLike, groups: ArrayLike | pd.S
     return TimeToReach(table, p, horizon, pd.concat(curves, ignore_index=True), reason)
 
 
-def parametric_fits(
-    steps: ArrayLike,
-    reached: ArrayLike,
-    *,
-    groups: ArrayLike | pd.Series | None = None,
-    checked_every: float | None = None,
-) -> pd.DataFrame:
+def parametric_fits(steps: ArrayLike, reached: ArrayLike, *, checked_every: float | None = None) -> pd.DataFrame:
     """Four shapes of waiting, fitted by maximum likelihood and compared by AIC (lower is better).
 
     The share not there yet at step t is, with `scale` in steps:
@@ -108,27 +104,26 @@ def parametric_fits(
     - weibull: exp(-(t / scale)^shape); - exponential: the same with shape 1
     - log_normal: 1 - Φ(ln(t / scale) / shape); - log_logistic: 1 / (1 + (t / scale)^shape)
 
-    `steps` (n,) positive, `reached` (n,) bool, as in `time_to_reach`; `groups` (n,) labels fits each by itself.
-    `checked_every` k: runs were looked at every k steps only, so one first seen at step t got there in (t - k, t]; the
-    likelihood is then of such intervals, and its AIC is not to be compared with one without.
+    `steps` (n,) positive, `reached` (n,) bool, as in `time_to_reach`. `checked_every` k: runs were looked at every k
+    steps only, so one first seen at step t got there in (t - k, t]; the likelihood is then of such intervals, and its
+    AIC is not to be compared with one without.
 
-    Returns a table with the index `model` (or `group`, `model`) and the columns aic, median (steps), scale, shape.
-    Raises ValueError where less than a third (of a group) reached it, as a fit would then be all extrapolation, and
-    for unequal lengths, steps or `checked_every` not above zero, arrivals all at the last step watched, or NaN.
+    Returns a table with the index `model` and the columns aic, median (steps), scale, shape. Raises ValueError where
+    less than a third reached it, as a fit would then be all extrapolation, and for unequal lengths, steps or
+    `checked_every` not above zero, arrivals all at the last step watched, or NaN.
     """
     times, events = _watched(steps, reached)
     if times.min() <= 0:
         raise ValueError(f"steps must be above zero, got {times.min():g}")
     if checked_every is not None and not checked_every > 0:
         raise ValueError(f"checked_every must be above zero, got {checked_every!r}")
-    if groups is None:
-        return _fits(times, events, checked_every, "")
-    labels = _labels(groups, len(times))
-    tables = {
-        label: _fits(*(side[(labels == label).to_numpy()] for side in (times, events)), checked_every, f" of {label}")
-        for label in labels.unique()
-    }
-    return pd.concat(tables, names=["group"])
+    if events.mean() < MIN_REACHED:
+        raise ValueError(f"a third must have reached it for a parametric fit, got {events.mean():.0%}")
+    if times[events].min() == times.max():
+        raise ValueError(f"a fit needs steps that differ, got arrivals at {times.max():g} only")
+    rows = {name: _fit(*family, times, events, checked_every) for name, family in _FAMILIES.items()}
+    names = ["aic", "median", "scale", "shape"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=names).rename_axis("model")
 
 
 def failures(scores: ArrayLike, right: ArrayLike) -> Floats:
@@ -211,13 +206,6 @@ def _watched(steps: ArrayLike, reached: ArrayLike) -> tuple[Floats, NDArray[np.b
     return times, events.astype(bool)
 
 
-def _labels(groups: ArrayLike | pd.Series, n: int) -> pd.Series:
-    labels = pd.Series(list(groups))
-    if len(labels) != n or labels.isna().any():
-        raise ValueError(f"groups must hold a label for each of the {n} entries, got {labels.notna().sum()}")
-    return labels
-
-
 def _arrivals(times: Floats, events: NDArray[np.bool_], steps: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """At each of `steps` how many were still under way, and how many of them got there just then."""
     return (times >= steps[:, None]).sum(axis=1), ((times == steps[:, None]) & events).sum(axis=1)
@@ -249,18 +237,6 @@ def _log_rank(times: Floats, events: NDArray[np.bool_], members: list[NDArray[np
     # Excesses sum to zero, so one direction at least has no variance but rounding.
     statistic = excess @ np.linalg.pinv(covariance, rcond=1e-10, hermitian=True) @ excess
     return float(stats.chi2.sf(statistic, len(members) - 1))
-
-
-def _fits(times: Floats, events: NDArray[np.bool_], checked_every: float | None, whose: str) -> pd.DataFrame:
-    """The four fits of one group."""
-    share = events.mean()
-    if share < MIN_REACHED:
-        raise ValueError(f"a third must have reached it for a parametric fit, got {share:.0%}{whose}")
-    if times[events].min() == times.max():
-        raise ValueError(f"a fit needs steps that differ, got arrivals at {times.max():g} only{whose}")
-    rows = {name: _fit(*family, times, events, checked_every) for name, family in _FAMILIES.items()}
-    names = ["aic", "median", "scale", "shape"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=names).rename_axis("model")
 
 
 def _fit(

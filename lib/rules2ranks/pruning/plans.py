@@ -1,8 +1,7 @@
 """Which groups stay: a ratio of the whole model's parameters, spread over layers and filled with whole groups."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -36,19 +35,6 @@ class Plan:
     spread: str
     layers: tuple[Kept, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dictionaries: JSON."""
-        return json.loads(json.dumps(asdict(self)))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Plan":
-        """The plan that `to_dict` wrote down."""
-        layers = [
-            Kept(**{key: tuple(v) if isinstance(v, list) else v for key, v in layer.items()})
-            for layer in values["layers"]
-        ]
-        return cls(**{**values, "layers": tuple(layers)})
-
 
 def plan(
     model: nn.Module,
@@ -76,7 +62,7 @@ def plan(
     """
     layers = _layers(model, scores)
     _check(layers, ratio, spread, protect)
-    choose, takes, _ = SPREADS[spread]
+    choose, takes = SPREADS[spread]
     first, end = protect[0], len(layers) - protect[1]
     options: dict[str, Any] = {"standardise": standardise} if "standardise" in takes else {}
     if "blocks" in takes:

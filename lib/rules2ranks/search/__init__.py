@@ -4,17 +4,9 @@ A point says for every knob which of its options is taken: a level, bits and a r
 searches get their measure as a callable and know nothing of models.
 """
 
-from rules2ranks.search.controls import (
-    by_importance,
-    draw,
-    ends_high,
-    middle_high,
-    neighbours,
-    random,
-    uniform,
-)
+from rules2ranks.search.controls import by_importance, ends_high, middle_high, random
 from rules2ranks.search.loop import search
-from rules2ranks.search.models import cross_validated_r2, features
+from rules2ranks.search.models import cross_validated_r2
 from rules2ranks.search.searcher import SEARCHERS, Searcher
 from rules2ranks.search.searchers.additive import Additive, AdditiveModel
 from rules2ranks.search.searchers.optuna import NSGA2, TPE
@@ -44,15 +36,11 @@ __all__ = [
     "Trial",
     "by_importance",
     "cross_validated_r2",
-    "draw",
     "ends_high",
-    "features",
     "middle_high",
-    "neighbours",
     "pareto",
     "random",
     "rank_space",
     "read_trials",
     "search",
-    "uniform",
 ]

@@ -1,4 +1,4 @@
-"""Points of a space that need no measurement: uniform, random, neighbours, and closed forms for ranks."""
+"""Points of a space that need no measurement: random, neighbours, and closed forms for ranks."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,11 @@ import numpy as np
 from rules2ranks.search.space import Floats, Integers, Point, Space, generator
 
 
-def uniform(space: Space) -> Point:
-    """The point that treats all knobs alike. Raises ValueError for a space that has none."""
-    if space.uniform is None:
-        raise ValueError("the space has no uniform point")
-    return space.uniform
-
-
 def random(space: Space, n: int, seed: int) -> list[Point]:
     """n distinct points, drawn uniformly from all that fill the budget; the first of them do not depend on n.
 
     Ways to spend the budget are counted, not listed. Raises ValueError where fewer than n distinct ones are found.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
     found = draw(space, n, generator(seed))
     if len(found) < n:
         raise ValueError(f"only {len(found)} distinct points fill the budget, {n} were asked for")
@@ -40,8 +31,6 @@ def draw(space: Space, n: int, randomness: np.random.Generator) -> list[Point]:
 
 def neighbours(space: Space, point: Point, n: int, randomness: np.random.Generator) -> list[Point]:
     """Up to n distinct points that fill the budget and differ from `point` in one or two knobs."""
-    if not space.contains(point):
-        raise ValueError(f"{point} is not within the space")
     tries = 64 * n
     sizes = np.array([len(knob.options) for knob in space.knobs])
     pair = np.array(space.searched)[randomness.integers(0, len(space.searched), (tries, 2))]
@@ -60,12 +49,9 @@ def by_importance(space: Space, importance: Sequence[float]) -> Point:
     one entry >= 0 per knob (those of fixed knobs are not used); nearest by squared distance weighted with the cost.
 
     Raises:
-        ValueError: importance of another length, not finite, negative or all zero; a space that is not one of ranks.
+        ValueError: importance not finite, negative or all zero; a space that is not one of ranks.
     """
-    weights = np.asarray(importance, dtype=np.float64)
-    if weights.shape != (len(space.knobs),):
-        raise ValueError(f"importance must have one entry for each of {len(space.knobs)} knobs, got {weights.shape}")
-    weights = weights[list(space.searched)]
+    weights = np.asarray(importance, dtype=np.float64)[list(space.searched)]
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
         raise ValueError(f"importance must be finite, not negative and not all zero, got {weights.tolist()}")
     cost = _cost_per_rank(space)

@@ -35,23 +35,27 @@ def search(
     newly measured trial.
 
     Raises:
-        ValueError: an unknown searcher or a limit too low for it; known points outside the space, or given
-            twice; scores that are not finite, of another number than before, or more
-            than the searcher takes.
+        ValueError: an unknown searcher or a limit too low for it; known points outside the space or given twice; scores
+            that are not finite, of another number than before, or more than the searcher takes.
     """
     begun = _searcher(searcher).begin(space, limit, seed)
-    trials = _known(space, known)
-    scores = {(trial.point, trial.fidelity): trial.scores for trial in trials}
-    for trial in trials:
+    trials: list[Trial] = []
+
+    def note(trial: Trial) -> None:
+        trials.append(trial)
+        if len(trial.scores) != len(trials[0].scores):
+            raise ValueError(f"expected {len(trials[0].scores)} scores, got {trial.scores} for {trial.point}")
         begun.tell(trial)
+
+    for trial in _known(space, known):
+        note(trial)
+    found = {(trial.point, trial.fidelity): trial.scores for trial in trials}
     while (proposal := begun.ask()) is not None:
         point, fidelity, predicted, proposer = proposal
-        new = (point, fidelity) not in scores
+        new = (point, fidelity) not in found
         if new:
-            scores[point, fidelity] = _scores(measure(space.configuration(point), fidelity), point)
-        trials.append(Trial(point, scores[point, fidelity], fidelity, predicted, proposer))
-        _check_number(trials)
-        begun.tell(trials[-1])
+            found[point, fidelity] = _scores(measure(space.configuration(point), fidelity), point)
+        note(Trial(point, found[point, fidelity], fidelity, predicted, proposer))
         if new and progress is not None:
             progress(trials[-1])
     return Search(tuple(trials), begun.choice)
@@ -66,22 +70,20 @@ def _searcher(searcher: str | Searcher) -> Searcher:
 
 
 def _known(space: Space, known: Known) -> list[Trial]:
-    """The known ones as trials, whatever sequences they are spelt in, after a look at them."""
-    trials: list[Trial] = []
-    found: dict[tuple[Point, float], Trial] = {}
+    """The known ones as trials, whatever sequences they are spelt in (lists, from JSON)."""
+    trials: dict[tuple[Point, float], Trial] = {}
+    listed = []
     for place, scores, *rest in known:
         point = tuple(int(knob) for knob in place)
         trial = Trial(point, _scores(scores, point), *rest)
-        trial = trial._replace(predicted=trial.predicted and tuple(trial.predicted))
+        listed.append(trial._replace(predicted=trial.predicted and tuple(trial.predicted)))
         if not space.contains(point):
             raise ValueError(f"the known point {point} is not within the space")
         # A searcher may propose what it knows and then has the same scores; other repeats would count twice.
-        before = found.setdefault((point, trial.fidelity), trial)
+        before = trials.setdefault((point, trial.fidelity), trial)
         if before is not trial and (trial.proposer == "given" or trial.scores != before.scores):
             raise ValueError(f"the point {point} stands twice among the known ones")
-        trials.append(trial)
-        _check_number(trials)
-    return trials
+    return listed
 
 
 def _scores(value: float | Sequence[float], point: Point) -> Scores:
@@ -89,8 +91,3 @@ def _scores(value: float | Sequence[float], point: Point) -> Scores:
     if not scores or not np.isfinite(scores).all():
         raise ValueError(f"scores must be finite, got {value} for the point {point}")
     return scores
-
-
-def _check_number(trials: Sequence[Trial]) -> None:
-    if len(trials[-1].scores) != len(trials[0].scores):
-        raise ValueError(f"expected {len(trials[0].scores)} scores, got {trials[-1].scores} for {trials[-1].point}")

@@ -7,17 +7,14 @@ from numpy.typing import ArrayLike
 
 from rules2ranks.search.space import Floats, Option, Point, Space, generator
 
-FitPredict = Callable[[Sequence[tuple[float, ...]], Sequence[float], Sequence[tuple[float, ...]]], ArrayLike]
+FitPredict = Callable[[Floats, Floats, Floats], ArrayLike]
 
 
 def option_features(space: Space) -> list[Floats]:
     """What options are to a model: per knob (options, fields), those of level, bits and rank that a knob can change."""
-    fields = [
-        field
-        for field in range(len(Option._fields))
-        if any(len({o[field] for o in k.options}) > 1 for k in space.knobs)
-    ]
-    return [np.array(knob.options, dtype=np.float64)[:, fields] for knob in space.knobs]
+    options = [np.array(knob.options, dtype=np.float64) for knob in space.knobs]
+    fields = [field for field in range(len(Option._fields)) if any(np.ptp(rows[:, field]) for rows in options)]
+    return [rows[:, fields] for rows in options]
 
 
 def features(space: Space, points: Sequence[Point]) -> Floats:
@@ -34,8 +31,7 @@ def largest_features(space: Space) -> Floats:
 
 def checked(vectors: ArrayLike, scores: ArrayLike, *, least: int) -> tuple[Floats, Floats]:
     """Features (n, columns), not negative, and scores (n,) as arrays. Raises ValueError for others and n < least."""
-    inputs = np.array(vectors, dtype=np.float64)
-    target = np.asarray(scores, dtype=np.float64)
+    inputs, target = np.array(vectors, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if inputs.ndim != 2 or target.shape != inputs.shape[:1] or len(target) < least:
         raise ValueError(
             f"vectors (n, columns) and scores (n,) with n of at least {least} are needed, got {inputs.shape} and "
@@ -47,7 +43,7 @@ def checked(vectors: ArrayLike, scores: ArrayLike, *, least: int) -> tuple[Float
 
 
 def cross_validated_r2(
-    fit_predict: FitPredict, vectors: ArrayLike, scores: Sequence[float], *, folds: int = 5, seed: int = 0
+    fit_predict: FitPredict, vectors: ArrayLike, scores: ArrayLike, *, folds: int = 5, seed: int = 0
 ) -> float:
     """Share of the variance of the scores that a model explains on vectors it has not seen.
 
@@ -60,10 +56,8 @@ def cross_validated_r2(
         raise ValueError(f"folds must lie in 2..{len(target)}, got {folds}")
     if np.ptp(target) == 0:
         raise ValueError(f"scores must differ to have a variance, all are {target[0]:g}")
-    order = generator(seed).permutation(len(target))
     predicted = np.empty(len(target))
-    for test in np.array_split(order, folds):
-        train = np.setdiff1d(order, test)
-        known = [tuple(row) for row in inputs[train].tolist()]
-        predicted[test] = fit_predict(known, target[train].tolist(), [tuple(row) for row in inputs[test].tolist()])
+    for test in np.array_split(generator(seed).permutation(len(target)), folds):
+        train = np.setdiff1d(np.arange(len(target)), test)
+        predicted[test] = fit_predict(inputs[train], target[train], inputs[test])
     return float(1 - ((target - predicted) ** 2).sum() / ((target - target.mean()) ** 2).sum())

@@ -38,8 +38,7 @@ class Searcher(ABC):
     def begin(self, space: Space, limit: int, seed: int) -> Self:
         """A copy that has begun: it measures up to `limit` points of the space, the same for the same seed and trials.
 
-        Raises:
-            ValueError: too low a limit for this searcher.
+        Raises ValueError for too low a limit.
         """
         if limit < self.least:
             raise ValueError(f"limit must be at least {self.least} for {self.name}, got {limit}")
@@ -67,11 +66,7 @@ class Searcher(ABC):
         return None
 
     def fresh(self, n: int, known: Iterable[Trial]) -> Point | None:
-        """The next of n random points (those of `controls.random` at the seed) that is not among the known ones.
-
-        Raises:
-            ValueError: the space has fewer than n points.
-        """
-        self._drawn: list[Point] = self._drawn or random(self.space, n, self.seed)
+        """The next of n random points (those of `controls.random` at the seed, n always the same) that is not known."""
+        self._drawn = self._drawn or random(self.space, n, self.seed)
         points = {trial.point for trial in known}
         return next((point for point in self._drawn if point not in points), None)

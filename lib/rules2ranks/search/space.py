@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, pairwise
-from numbers import Integral
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -50,8 +49,8 @@ class Space:
     point that treats all alike, where there is one.
 
     Raises:
-        ValueError: shapes that do not fit, costs below 0 or budgets below 1, a name or an option twice, nothing to
-            choose, a uniform point outside, and budgets that nothing fits or fills (says how much is used instead).
+        ValueError: costs of another shape or below 0, a name or an option twice, nothing to choose, a uniform point
+            outside, and budgets that nothing fits or fills (says how much is used instead).
     """
 
     knobs: tuple[Knob, ...]
@@ -61,45 +60,30 @@ class Space:
     uniform: Point | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "budgets", whole(self.budgets, "budgets", least=1))
-        if len(self.costs) != len(self.knobs):
-            raise ValueError(f"costs are needed for each of {len(self.knobs)} knobs, got {len(self.costs)}")
-        costs = tuple(self._checked(*pair) for pair in enumerate(zip(self.knobs, self.costs, strict=True)))
-        object.__setattr__(self, "costs", costs)
-        for kind in ("matrices", "parts"):
-            names = list(chain.from_iterable(getattr(knob, kind) for knob in self.knobs))
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise ValueError(f"{kind} must belong to one knob each, these stand twice: {', '.join(twice)}")
+        shapes = [(len(knob.options), len(self.budgets)) for knob in self.knobs]
+        if [rows.shape for rows in self._costs] != shapes:
+            raise ValueError(f"costs must have the shapes {shapes}, got {self.costs}")
+        if not all(rows.dtype.kind == "i" and (rows >= 0).all() for rows in self._costs):
+            raise ValueError(f"costs must be whole numbers from 0 on, got {self.costs}")
+        names = [name for knob in self.knobs for name in (*knob.matrices, *knob.parts)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"matrices and parts must belong to one knob each, these stand twice: {', '.join(twice)}")
+        if any(len(set(knob.options)) < len(knob.options) for knob in self.knobs):
+            raise ValueError(f"a knob must have options that differ, got {[knob.options for knob in self.knobs]}")
         if not self.searched:
             raise ValueError(f"at least one of the {len(self.knobs)} knobs must be left to search, all are fixed")
-        if not 0 <= self.fill <= 1:
-            raise ValueError(f"fill must lie in 0..1, got {self.fill}")
-        self._check_use()
-
-    def _checked(self, place: int, pair: tuple[Knob, Sequence[Sequence[int]]]) -> tuple[tuple[int, ...], ...]:
-        """The costs of a knob, as tuples."""
-        knob, costs = pair
-        if not knob.options or len(set(knob.options)) != len(knob.options):
-            raise ValueError(f"knob {place} must have options that differ, got {knob.options}")
-        rows = tuple(whole(row, f"costs of knob {place}", least=0) for row in costs)
-        if [len(row) for row in rows] != [len(self.budgets)] * len(knob.options):
-            shape = (len(knob.options), len(self.budgets))
-            raise ValueError(f"the costs of knob {place} must have the shape {shape}, got {rows}")
-        return rows
+        if self.uniform is not None and not self.contains(self.uniform):
+            raise ValueError(f"the uniform point {self.uniform} is not within the space")
+        if self.uniform is None or not self.fills(self.uniform):
+            self._check_use()
 
     def _check_use(self) -> None:
-        """Whether uniform fits and anything fills."""
-        smallest = tuple(map(sum, zip(*(map(min, zip(*rows, strict=True)) for rows in self.costs), strict=True)))
-        if any(use > budget for use, budget in zip(smallest, self.budgets, strict=True)):
-            raise ValueError(f"nothing fits the budgets {self.budgets}: the smallest use there is is {smallest}")
-        if self.uniform is not None:
-            if not self.contains(self.uniform):
-                raise ValueError(f"the uniform point {self.uniform} is not within the space")
-            if self.fills(self.uniform):
-                return
-        found = self._largest([costs[:, 0].astype(np.float64) for costs in self._costs], 0)
+        """Whether anything fits and fills."""
+        smallest = sum(rows.min(axis=0) for rows in self._costs)
+        fits = (smallest <= self.budgets).all()
+        found = self._largest([rows[:, 0].astype(np.float64) for rows in self._costs], 0) if fits else None
         if found is None:
-            raise ValueError(f"no point fits all budgets {self.budgets}: each alone takes at least {smallest}")
+            raise ValueError(f"nothing fits the budgets {self.budgets}: each alone takes at least {smallest.tolist()}")
         if not self.fills(found):
             raise ValueError(
                 f"nothing fills the budget of {self.budgets[0]}: at least {self.least} must be used, and the largest "
@@ -118,25 +102,22 @@ class Space:
 
     @cached_property
     def _costs(self) -> list[Integers]:
-        return [np.array(rows, dtype=np.int64) for rows in self.costs]
-
-    @cached_property
-    def _padded(self) -> Integers:
-        """All costs as one array (knobs, options, budgets)."""
-        padded = np.zeros((len(self.knobs), max(map(len, self.costs)), len(self.budgets)), dtype=np.int64)
-        for row, costs in zip(padded, self._costs, strict=True):
-            row[: len(costs)] = costs
-        return padded
+        return [np.array(rows) for rows in self.costs]
 
     def used(self, point: Sequence[int]) -> tuple[int, ...]:
-        """What a point takes of each budget. Raises ValueError for places that the knobs do not have."""
-        if not self._has(point):
-            raise ValueError(f"the point {tuple(point)} has places without an option")
-        return tuple(map(sum, zip(*(rows[place] for rows, place in zip(self.costs, point, strict=True)), strict=True)))
+        """What a point takes of each budget."""
+        return tuple(self._used(np.array(point)).tolist())
+
+    def _used(self, points: Integers) -> Integers:
+        # (..., knobs) to (..., budgets)
+        return sum(rows[points[..., knob]] for knob, rows in enumerate(self._costs))
 
     def contains(self, point: Sequence[int]) -> bool:
-        """Whether a point is within all budgets. Raises ValueError for another number of places than knobs."""
-        return self._has(point) and all(use <= most for use, most in zip(self.used(point), self.budgets, strict=True))
+        """Whether a point has an option for every knob and is within all budgets."""
+        sizes = [len(knob.options) for knob in self.knobs]
+        if len(point) != len(sizes) or not all(0 <= place < size for place, size in zip(point, sizes, strict=True)):
+            return False
+        return all(use <= most for use, most in zip(self.used(point), self.budgets, strict=True))
 
     def fills(self, point: Sequence[int]) -> bool:
         """Whether a point is within all budgets and uses the least share of the first."""
@@ -144,28 +125,12 @@ class Space:
 
     def filling(self, points: Integers) -> NDArray[np.bool_]:
         """`fills` for many points (n, knobs) at once: (n,)."""
-        used = self._padded[np.arange(len(self.knobs)), points].sum(axis=1)
+        used = self._used(points)
         return (used <= self.budgets).all(axis=1) & (used[:, 0] >= self.least)
-
-    def _has(self, point: Sequence[int]) -> bool:
-        self._one_each(point, "place")
-        return all(0 <= place < len(knob.options) for place, knob in zip(point, self.knobs, strict=True))
-
-    def _one_each(self, values: Sequence, what: str) -> None:
-        if len(values) != len(self.knobs):
-            raise ValueError(f"one {what} for each of {len(self.knobs)} knobs is needed, got {len(values)}")
 
     def options(self, point: Sequence[int]) -> tuple[Option, ...]:
         """The options of a point."""
         return tuple(knob.options[place] for place, knob in zip(point, self.knobs, strict=True))
-
-    def place_of(self, options: Sequence[Option]) -> Point:
-        """The point of these options, one per knob. Raises ValueError for an option that a knob does not have."""
-        self._one_each(options, "option")
-        for place, (knob, option) in enumerate(zip(self.knobs, options, strict=True)):
-            if option not in knob.options:
-                raise ValueError(f"knob {place} has no {option}, it has {', '.join(map(str, knob.options))}")
-        return tuple(knob.options.index(option) for knob, option in zip(self.knobs, options, strict=True))
 
     def configuration(self, point: Sequence[int]) -> Configuration:
         """What a point says about the model."""
@@ -178,28 +143,33 @@ class Space:
 
     def point(self, configuration: Configuration) -> Point:
         """The first point with this configuration. Raises ValueError where none has it."""
-        point = tuple(_matching(knob, configuration) for knob in self.knobs)
+        levels, bits, ranks = configuration.levels, configuration.bits, configuration.ranks
+        unsaid = Option()
+
+        def agrees(knob: Knob, option: Option) -> bool:
+            return all(levels.get(part, unsaid.level) == option.level for part in knob.parts) and all(
+                (bits.get(name, unsaid.bits), ranks.get(name, unsaid.rank)) == option[1:] for name in knob.matrices
+            )
+
+        point = tuple(
+            next((place for place, option in enumerate(knob.options) if agrees(knob, option)), 0) for knob in self.knobs
+        )
         if self.configuration(point) != configuration:
             raise ValueError(f"no point of the space has the configuration {configuration}")
         return point
 
-    @cached_property
-    def _fixed_use(self) -> Integers:
-        """What the fixed knobs take of each budget."""
-        return sum((rows[0] for rows in self._costs if len(rows) == 1), np.zeros(len(self.budgets), dtype=np.int64))
-
     def _knapsack(self, budget: int, least: int) -> knapsack.Knapsack:
-        """The choices of the searched knobs that use from `least` to all of a budget."""
-        fixed = int(self._fixed_use[budget])
-        costs = [self._costs[knob][:, budget] for knob in self.searched]
-        return knapsack.Knapsack(costs, least - fixed, self.budgets[budget] - fixed)
+        """The choices of the searched knobs that use from `least` to all of a budget, fixed knobs included."""
+        costs = [rows[:, budget] for rows in self._costs]
+        fixed = sum(int(row[0]) for row in costs if len(row) == 1)
+        return knapsack.Knapsack([costs[knob] for knob in self.searched], least - fixed, self.budgets[budget] - fixed)
 
     @cached_property
     def _filling(self) -> knapsack.Knapsack:
         return self._knapsack(0, self.least)
 
     def _complete(self, searched: Integers) -> Integers:
-        """Points (n, knobs) from the places of the searched knobs (n, searched)."""
+        """Points (n, knobs) from the places (n, searched) of the searched knobs."""
         points = np.zeros((len(searched), len(self.knobs)), dtype=np.int64)
         points[:, self.searched] = searched
         return points
@@ -235,10 +205,7 @@ class Space:
         rows = [np.asarray(row, dtype=np.float64) for row in values]
         shapes = [(len(knob.options),) for knob in self.knobs]
         if [row.shape for row in rows] != shapes or not all(np.isfinite(row).all() for row in rows):
-            raise ValueError(
-                f"values must be finite, one for each option of {len(shapes)} knobs ({[n for (n,) in shapes]}), got "
-                f"the shapes {[row.shape for row in rows]}"
-            )
+            raise ValueError(f"values must be finite and of the shapes {shapes}, got {rows}")
         found = self._largest(rows, self.least)
         if found is None:
             raise ValueError(f"no point was found that fills the budget of {self.budgets[0]} and fits {self.budgets}")
@@ -247,22 +214,16 @@ class Space:
     def _largest(self, rows: Sequence[Floats], least: int) -> Point | None:
         """The point with the largest sum of values that fits the budgets and uses at least so much of the first."""
         searched = [rows[knob] for knob in self.searched]
-        counted = self._knapsack(0, least)
-        if counted.exact and len(self.budgets) == 1:
-            places = counted.best(searched)
-            return None if places is None else tuple(self._complete(np.array([places]))[0].tolist())
-        others = [self._knapsack(budget, 0) for budget in range(1, len(self.budgets))]
-        places = knapsack.solve([counted, *others], searched)
+        first, others = self._knapsack(0, least), [self._knapsack(k, 0) for k in range(1, len(self.budgets))]
+        exact = first.exact and not others
+        places = first.best(searched) if exact else knapsack.solve([first, *others], searched)
         found = [] if places is None else [tuple(self._complete(np.array([places]))[0].tolist())]
-        if self.uniform is not None and self.used(self.uniform)[0] >= least:
+        if not exact and self.uniform is not None and self.used(self.uniform)[0] >= least:
             found.append(self.uniform)
-        return max(
-            found, key=lambda point: sum(row[place] for row, place in zip(rows, point, strict=True)), default=None
-        )
+        return max(found, key=lambda point: sum(row[k] for row, k in zip(rows, point, strict=True)), default=None)
 
     def nearest(self, point: Sequence[int]) -> Point:
         """The point that fills the budget and is nearest, by the sum over knobs of squared distances in places."""
-        self._one_each(point, "place")
         return self.best(
             [-((np.arange(len(knob.options)) - place) ** 2) for knob, place in zip(self.knobs, point, strict=True)]
         )
@@ -278,62 +239,25 @@ def rank_space(
     """A LoRA rank from the grid for each unit, where trainable parameters stay within those of the uniform mean rank.
 
     names: the matrices of each unit. cost_per_rank: trainable parameters that a unit of rank adds, one entry per unit.
-    mean_rank: must be on the grid, so that uniform is one of the points. grid: increasing ranks >= 0. fixed: unit ->
-    rank, outside search and budget.
+    grid: increasing ranks >= 0. fixed: unit -> rank, outside search and budget.
 
     Raises:
-        ValueError: a cost below 1, a grid that does not increase, a mean rank off the grid, an unknown fixed unit, or
-            nothing left to search.
+        ValueError: a grid that does not increase, a mean rank that is not on it, or nothing left to search.
     """
-    fixed = dict(fixed or {})
-    costs, grid = whole(cost_per_rank, "cost_per_rank", least=1), whole(grid, "grid", least=0)
-    if len(names) != len(costs):
-        raise ValueError(f"names and cost_per_rank must be of equal length, got {len(names)} and {len(costs)}")
     if not all(low < high for low, high in pairwise(grid)):
         raise ValueError(f"grid must increase, got {grid}")
     if mean_rank not in grid or mean_rank == 0:
         raise ValueError(f"mean_rank must be a positive rank of the grid {grid}, got {mean_rank}")
-    for unit, rank in fixed.items():
-        if unit not in range(len(costs)):
-            raise ValueError(f"fixed units must lie in 0..{len(costs) - 1}, got {unit}")
-        whole([rank], f"fixed rank of unit {unit}", least=0)
-    searched = [unit for unit in range(len(costs)) if unit not in fixed]
-    if not searched or len(grid) < 2:
-        raise ValueError(f"at least one of the {len(costs)} units must be left to search, over two ranks or more")
-    ranks = [(fixed[unit],) if unit in fixed else grid for unit in range(len(costs))]
-    return Space(
-        knobs=tuple(
-            Knob(tuple(unit), (), tuple(Option(rank=int(rank)) for rank in of_unit))
-            for unit, of_unit in zip(names, ranks, strict=True)
-        ),
-        costs=tuple(
-            ((0,),) if unit in fixed else tuple((cost * rank,) for rank in grid) for unit, cost in enumerate(costs)
-        ),
-        budgets=(mean_rank * sum(costs[unit] for unit in searched),),
-        uniform=tuple(0 if unit in fixed else grid.index(mean_rank) for unit in range(len(costs))),
-    )
+    fixed, knobs, costs = fixed or {}, [], []
+    for unit, (of_unit, cost) in enumerate(zip(names, cost_per_rank, strict=True)):
+        ranks = (fixed[unit],) if unit in fixed else grid
+        knobs.append(Knob(tuple(of_unit), (), tuple(Option(rank=rank) for rank in ranks)))
+        costs.append(tuple((0 if unit in fixed else cost * rank,) for rank in ranks))
+    budget = mean_rank * sum(cost for unit, cost in enumerate(cost_per_rank) if unit not in fixed)
+    uniform = tuple(0 if unit in fixed else grid.index(mean_rank) for unit in range(len(knobs)))
+    return Space(tuple(knobs), tuple(costs), (budget,), uniform=uniform)
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:
     """An independent generator for each seed and stream."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream])))
-
-
-def whole(values: Iterable[int], name: str, *, least: int) -> tuple[int, ...]:
-    """The values as whole numbers. Raises ValueError for none, for fractions, and for any below `least`."""
-    numbers = tuple(values)
-    if not numbers or not all(isinstance(number, Integral) and number >= least for number in numbers):
-        raise ValueError(f"{name} must hold whole numbers of at least {least}, got {numbers}")
-    return tuple(int(number) for number in numbers)
-
-
-def _matching(knob: Knob, configuration: Configuration) -> int:
-    """The place of the first option that says of the knob's matrices and parts what the configuration says, or 0."""
-    bare = Option()
-    for place, option in enumerate(knob.options):
-        if all(configuration.levels.get(part, bare.level) == option.level for part in knob.parts) and all(
-            (configuration.bits.get(name, bare.bits), configuration.ranks.get(name, bare.rank)) == option[1:]
-            for name in knob.matrices
-        ):
-            return place
-    return 0

@@ -1,7 +1,6 @@
 """Trials that were made elsewhere: read from a table of ranks and scores."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +63,13 @@ def _table(path: Path) -> pd.DataFrame:
 
 def _point(space: Space, ranks: Any) -> Point:
     """The point with these ranks: whole numbers from a list, or from text with blanks or commas between them."""
-    parts: Sequence[Any] = ranks.replace(",", " ").split() if isinstance(ranks, str) else ranks
-    numbers = [float(part) for part in parts]
-    if not all(number.is_integer() for number in numbers):
-        raise ValueError(f"ranks must be whole numbers, got {ranks!r}")
-    point = space.place_of([Option(rank=int(number)) for number in numbers])
+    numbers = [float(part) for part in (ranks.replace(",", " ").split() if isinstance(ranks, str) else ranks)]
+    if len(numbers) != len(space.knobs):
+        raise ValueError(f"one rank for each of {len(space.knobs)} knobs is needed, got {len(numbers)}")
+    for place, (knob, rank) in enumerate(zip(space.knobs, numbers, strict=True)):
+        if Option(rank=rank) not in knob.options:
+            raise ValueError(f"knob {place} has no rank {rank:g}, it has {[option.rank for option in knob.options]}")
+    point = tuple(knob.options.index(Option(rank=rank)) for knob, rank in zip(space.knobs, numbers, strict=True))
     if not space.contains(point):
-        raise ValueError(f"the ranks {tuple(map(int, numbers))} are over the budget of {space.budgets[0]} parameters")
+        raise ValueError(f"the ranks {ranks} are over the budget of {space.budgets[0]} parameters")
     return point

@@ -49,15 +49,8 @@ class Search(NamedTuple):
 
     @property
     def front(self) -> list[Trial]:
-        """The Pareto front of the trials at the highest fidelity.
-
-        Raises:
-            ValueError: no trials, or one score, of which one trial is chosen.
-        """
-        trials = self._comparable()
-        if len(trials[0].scores) == 1:
-            raise ValueError("one score has no front: see what is chosen")
-        return pareto(trials)
+        """The Pareto front of the trials at the highest fidelity. Raises ValueError where there are no trials."""
+        return pareto(self._comparable())
 
     def _comparable(self) -> list[Trial]:
         if not self.trials:
@@ -67,13 +60,7 @@ class Search(NamedTuple):
 
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that no other dominates: is at least as good in every score and better in one. Their order is kept.
-
-    Raises:
-        ValueError: trials with different numbers of scores.
-    """
-    if len({len(trial.scores) for trial in trials}) > 1:
-        raise ValueError("only trials with the same scores can be compared")
+    """Those that no other dominates: is at least as good in every score and better in one. Their order is kept."""
     return [trial for trial in trials if not any(_dominates(other.scores, trial.scores) for other in trials)]
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -177,9 +177,11 @@ def pretrain(work: Path, given: Pretraining) -> dict:
     Metrics: `row_scores` of the validation, `crop_floor` (None where it is not defined), whether the rule was `learnt`
     and in how many `steps`, the root mean square of the blocks' matrices, the history. Files: `model.safetensors`.
     """
-    ((model, history),) = _learn(_Alone(given), work / CHECKPOINT, f"pretrain {given.source}")
+    model = untrained(given)
+    checkpoint, label = work / CHECKPOINT, f"pretrain {given.source}"
+    history = _learn(model, [given], lambda entry: _through(given, entry["determined"]), checkpoint, label)
     metrics = _write(work, given, model, history)
-    (work / CHECKPOINT).unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     return metrics
 
 
@@ -209,64 +211,35 @@ def side_by_side(body: Pretraining) -> int:
 
 
 def _pretrain_group(bodies: Sequence[Pretraining]) -> None:
-    name = runs.key({"bodies": [body.model_dump(mode="json") for body in bodies]}, pretrain.versions(bodies[0]))
-    checkpoint = runs.root() / pretrain.name / f".together-{name}.safetensors"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    group = _Together(bodies, checkpoint)
-    for body, (model, history) in zip(bodies, _learn(group, checkpoint, f"pretrain {len(bodies)} models"), strict=True):
-        pretrain.keep(body, functools.partial(_write, given=body, model=model, history=history))
-    for file in (checkpoint, *group.files):
-        file.unlink(missing_ok=True)
-
-
-class _Alone:
-    """One network in training."""
-
-    def __init__(self, body: Pretraining):
-        self.bodies, self.model = [body], untrained(body)
-
-    def joined(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """The network's input, from that of each of its members."""
-        return arrays[0]
-
-    def through(self, entry: dict[str, Any]) -> bool:
-        """Whether all is learnt, asked at the end of a round."""
-        return _through(self.bodies[0], entry["determined"])
-
-    def finished(self, history: training.History) -> Iterator[tuple[models.RowGPT, training.History]]:
-        """Each network as it was when its training ended, and what its training saw."""
-        yield self.model.eval(), history
-
-
-class _Together:
-    """Several networks of one shape in training, with the methods of one alone.
+    """Train networks of one shape side by side and keep their results.
 
     A network that is through goes on changing with the others. Its weights are put aside in a file beside the
     checkpoint, where an interrupted training finds them.
     """
+    name = runs.key({"bodies": [body.model_dump(mode="json") for body in bodies]}, pretrain.versions(bodies[0]))
+    checkpoint = runs.root() / pretrain.name / f".together-{name}.safetensors"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    members = [untrained(body) for body in bodies]
+    model = training.Together(members)
+    files = [checkpoint.with_name(f"{checkpoint.name}.{place}") for place in range(len(bodies))]
+    aside = {place: _from_aside(file) for place, file in enumerate(files) if file.is_file()}
 
-    def __init__(self, bodies: Sequence[Pretraining], checkpoint: Path):
-        self.bodies, self.members = bodies, [untrained(body) for body in bodies]
-        self.model = training.Together(self.members)
-        self.files = [checkpoint.with_name(f"{checkpoint.name}.{place}") for place in range(len(bodies))]
-        self.aside = {place: _from_aside(file) for place, file in enumerate(self.files) if file.is_file()}
-
-    def joined(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack(arrays)
-
-    def through(self, entry: dict[str, Any]) -> bool:
-        for place, body in enumerate(self.bodies):
-            if place not in self.aside and _through(body, entry["determined"][place]):
-                _put_aside(self.files[place], entry["step"], self.model.member(place))
-                self.aside[place] = _from_aside(self.files[place])
+    def all_through(entry: dict[str, Any]) -> bool:
+        for place, body in enumerate(bodies):
+            if place not in aside and _through(body, entry["determined"][place]):
+                _put_aside(files[place], entry["step"], model.member(place))
+                aside[place] = _from_aside(files[place])
         # A training that goes on from an older checkpoint finds some put aside at a step that is still to come.
-        return len(self.aside) == len(self.bodies) and entry["step"] >= max(steps for steps, _ in self.aside.values())
+        return len(aside) == len(bodies) and entry["step"] >= max(steps for steps, _ in aside.values())
 
-    def finished(self, history: training.History) -> Iterator[tuple[models.RowGPT, training.History]]:
-        for place, member in enumerate(self.members):
-            steps, state = self.aside.get(place) or (history.steps, self.model.member(place))
-            member.load_state_dict(state)
-            yield member.eval(), history.member(place, steps)
+    history = _learn(model, bodies, all_through, checkpoint, f"pretrain {len(bodies)} models")
+    for place, (body, member) in enumerate(zip(bodies, members, strict=True)):
+        steps, state = aside.get(place) or (history.steps, model.member(place))
+        member.load_state_dict(state)
+        own = history.member(place, steps)
+        pretrain.keep(body, functools.partial(_write, given=body, model=member, history=own))
+    for file in (checkpoint, *files):
+        file.unlink(missing_ok=True)
 
 
 def _through(body: Pretraining, determined: float | None) -> bool:
@@ -290,24 +263,35 @@ def _from_aside(file: Path) -> tuple[int, dict[str, Tensor]]:
 
 
 def _learn(
-    network: _Alone | _Together, checkpoint: Path, label: str
-) -> Iterator[tuple[models.RowGPT, training.History]]:
-    """Train until every member has learnt its rule, or through all rounds."""
-    body = network.bodies[0]
-    streams = [by_step(each, 0) for each in network.bodies]
-    validation = floats(network.joined([held_out(each) for each in network.bodies]))
+    model: models.RowGPT | training.Together,
+    bodies: Sequence[Pretraining],
+    through: Callable[[dict[str, Any]], bool],
+    checkpoint: Path,
+    label: str,
+) -> training.History:
+    """Train a network, or several together, through all rounds or to the end of the one after which all is `through`.
+
+    `through` is asked with the evaluation there.
+    """
+    body = bodies[0]
+    streams = [by_step(each, 0) for each in bodies]
+
+    def joined(arrays: list[np.ndarray]) -> Tensor:
+        return floats(np.stack(arrays) if isinstance(model, training.Together) else arrays[0])
+
+    validation = joined([held_out(each) for each in bodies])
     rate, ends = training.restarts(body.steps, body.rounds)
     watch = training.Watch(
         evaluate=lambda model: row_scores(model, validation, edges(body)),
         # At least five times a round, and at the end of each: the largest divisor that does.
         every=next(d for d in range(max(1, body.steps // 5), 0, -1) if body.steps % d == 0),
-        until=lambda entry: entry["step"] in ends and network.through(entry),
+        until=lambda entry: entry["step"] in ends and through(entry),
         log_every=max(1, body.steps // 50),
     )
     with training.reproducible(body.seed):
-        history = training.train(
-            network.model,
-            lambda step: floats(network.joined([stream(step) for stream in streams])),
+        return training.train(
+            model,
+            lambda step: joined([stream(step) for stream in streams]),
             row_loss,
             training.Schedule(ends[-1], body.lr, rate=rate, bf16=body.bf16),
             seed=body.seed,
@@ -315,7 +299,6 @@ def _learn(
             checkpoint=checkpoint,
             label=label,
         )
-    return network.finished(history)
 
 
 def _write(work: Path, given: Pretraining, model: models.RowGPT, history: training.History) -> dict:

@@ -4,9 +4,8 @@ import functools
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import model_validator
@@ -132,11 +131,14 @@ def downstream(work: Path, given: Downstream) -> dict:
     (work / CHECKPOINT).unlink(missing_ok=True)
     save_file({"predicted": logits.argmax(-1).to(torch.int16).cpu()}, work / PREDICTIONS)
     last = history.evaluations[-1]
+    failures = evaluation.failures(logits.float().cpu().numpy(), y.cpu().numpy())
+    game = evaluation.survival_game(failures, answers=task.classes)
+    alpha = game.alpha if math.isfinite(game.alpha) else None
     return {
         "loss": last["loss"],
         "accuracy": last["accuracy"],
         "step_at_80": next((entry["step"] for entry in history.evaluations if entry["accuracy"] >= 0.8), None),
-        "failures": _failures(logits.float().cpu().numpy(), y.cpu().numpy(), task.classes),
+        "failures": {"mean": game.mean, "variance": game.variance, "alpha": alpha, "level": game.level},
         "baselines": baselines,
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "history": asdict(history),
@@ -167,9 +169,3 @@ def _train(
         checkpoint=checkpoint,
         label=f"{given.task} on {given.body.source if given.start != 'random' else 'random weights'}",
     )
-
-
-def _failures(logits: np.ndarray, y: np.ndarray, classes: int) -> dict[str, Any]:
-    game = evaluation.survival_game(evaluation.failures(logits, y), answers=classes)
-    alpha = game.alpha if math.isfinite(game.alpha) else None
-    return {"mean": game.mean, "variance": game.variance, "alpha": alpha, "level": game.level}

@@ -99,7 +99,9 @@ def table(name: str, settings: RankTable, workers: int) -> tuple[dict[str, Rows]
         for (setting, choice, seed), result in zip(asked, results, strict=True)
     ]
     history = [row for setting in searched for row in searched[setting]]
-    found = [_found(problems[row["setting"]], row) for row in history]
+    found = [
+        recover(problems[row["setting"]].recovery(read_ranks(row["ranks"]), row["search_seed"])) for row in history
+    ]
     return {name: rows, f"{name}_search": history}, seconds_of([*results, *found])
 
 
@@ -138,19 +140,12 @@ def history(name: str, setting: Setting, allocator: str, seed: int) -> Rows:
         loss = recover(problem.recovery(uniform, seed)).metrics["search_loss"]
         return [about | _trial(problem, 0, uniform, loss, None, "control")]
     limit = setting.offline + setting.rounds
-    found = ranks.search(setting, setting.searcher(allocator), limit=limit, seed=seed)
-    return [
-        about
-        | _trial(
-            problem,
-            order,
-            problem.space.configuration(trial.point),
-            trial.scores[0],
-            trial.predicted[0] if trial.predicted else None,
-            trial.proposer,
-        )
-        for order, trial in enumerate(found.trials)
-    ]
+    rows = []
+    for order, trial in enumerate(ranks.search(setting, setting.searcher(allocator), limit=limit, seed=seed).trials):
+        predicted = trial.predicted[0] if trial.predicted else None
+        choice = problem.space.configuration(trial.point)
+        rows.append(about | _trial(problem, order, choice, trial.scores[0], predicted, trial.proposer))
+    return rows
 
 
 def _trial(problem: Problem, order: int, ranks: Configuration, measured: float, predicted: float | None, phase: str):
@@ -189,10 +184,6 @@ def _row(problem: Problem, choice: Chosen, seed: int, result: runs.Result) -> di
         "mean_rank": given.mean_rank,
         "per": given.per,
     }
-
-
-def _found(problem: Problem, row: dict[str, Any]) -> runs.Result:
-    return recover(problem.recovery(read_ranks(row["ranks"]), row["search_seed"]))
 
 
 def rank_adaptor(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:

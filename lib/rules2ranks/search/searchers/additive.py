@@ -50,16 +50,9 @@ class AdditiveModel:
         return self.intercept + np.log1p(np.array(vectors, dtype=np.float64)) @ np.array(self.slopes)
 
     def best(self, space: Space) -> Point:
-        """The point of the space that fills the budget and has the lowest predicted score: solved, not searched.
-
-        Raises:
-            ValueError: a model of another number of features than the space has.
-        """
+        """The point of the space that fills the budget and has the lowest predicted score: solved, not searched."""
         tables = option_features(space)
-        columns = sum(table.shape[1] for table in tables)
-        if len(self.slopes) != columns:
-            raise ValueError(f"the model knows {len(self.slopes)} features, the space {columns}")
-        slopes = np.array(self.slopes).reshape(len(tables), -1)
+        slopes = np.array(self.slopes).reshape(len(tables), tables[0].shape[1])
         return space.best([-(slope * np.log1p(table)).sum(axis=1) for slope, table in zip(slopes, tables, strict=True)])
 
 

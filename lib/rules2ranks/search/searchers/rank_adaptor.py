@@ -56,7 +56,7 @@ class RankAdaptor(Searcher, name="RankAdaptor"):
     def _agrees(self) -> bool:
         """Whether the last trial was predicted to within the tolerance."""
         last = self.trials[-1]
-        if self.tolerance is None or last.proposer != "online" or last.predicted is None:
+        if self.tolerance is None or last.proposer != "online":
             return False
         return abs(last.predicted[0] - last.scores[0]) <= self.tolerance
 
@@ -84,13 +84,10 @@ class PerformanceModel:
     library. The same seed and data give the same model; no global random state is used or changed.
     """
 
-    def __init__(self, largest: ArrayLike, *, width: int = 32, epochs: int = 200, lr: float = 1e-2) -> None:
-        if np.min(largest) <= 0 or min(width, epochs) < 1 or lr <= 0:
-            raise ValueError(f"all settings must be positive, got {largest=}, {width=}, {epochs=}, {lr=}")
-        self.largest, self.width, self.epochs, self.lr = np.asarray(largest), width, epochs, lr
-        self.net: nn.Sequential | None = None
+    def __init__(self, largest: ArrayLike) -> None:
+        self.largest = np.asarray(largest)
 
-    def fit(self, vectors: ArrayLike, scores: Sequence[float], seed: int) -> PerformanceModel:
+    def fit(self, vectors: ArrayLike, scores: ArrayLike, seed: int) -> PerformanceModel:
         """Fit to features (n, columns) and scores (n,), n >= 2. Raises ValueError for other shapes or NaN."""
         import torch
 
@@ -98,20 +95,18 @@ class PerformanceModel:
         self._mean, self._spread = target.mean(), target.std() or 1.0
         scaled = torch.from_numpy(inputs / self.largest).float()
         standardised = torch.from_numpy((target - self._mean) / self._spread).float()[:, None]
-        self.net = _mlp((inputs.shape[1], self.width, self.width, self.width, 1), seed)
-        optimiser = torch.optim.Adam(self.net.parameters(), lr=self.lr, fused=True)
-        for _ in range(self.epochs):
+        self.net = _mlp((inputs.shape[1], 32, 32, 32, 1), seed)
+        optimiser = torch.optim.Adam(self.net.parameters(), lr=1e-2, fused=True)
+        for _ in range(200):
             optimiser.zero_grad()
             torch.nn.functional.mse_loss(self.net(scaled), standardised).backward()
             optimiser.step()
         return self
 
     def predict(self, vectors: ArrayLike) -> Floats:
-        """Predicted scores (n,) of features (n, columns). Raises ValueError before `fit`."""
+        """Predicted scores (n,) of features (n, columns), after `fit`."""
         import torch
 
-        if self.net is None:
-            raise ValueError("fit the performance model before it predicts")
         scaled = torch.from_numpy(np.array(vectors, dtype=np.float64) / self.largest).float()
         with torch.no_grad():
             standardised = self.net(scaled)[:, 0].double().numpy()
