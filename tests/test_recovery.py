@@ -20,7 +20,6 @@ from rules2ranks.models import RowGPT, small_llama
 
 RANKS = [1, 2, 3, 0, 3, 2, 1, 8]
 #: What PEFT says of transformers when these tests call it themselves.
-plain_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 TOKENS = torch.randint(1, 50, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
@@ -220,7 +219,6 @@ def test_a_second_adapter_is_refused(tmp_path):
         recovery.add_adapter(fresh(), 2, dropout=1.0, seed=0)
 
 
-@plain_peft
 @pytest.mark.parametrize("family", BASES)
 def test_saved_adapters_load_by_plain_peft_and_by_us(family, tmp_path):
     wrapped = trained(fresh(family), ranks_for(family))
@@ -281,7 +279,6 @@ def test_damaged_or_foreign_adapters_are_refused(tmp_path):
         recovery.load_adapter(fresh(), tmp_path)
 
 
-@plain_peft
 def test_an_adapter_on_an_embedding_is_refused(tmp_path):
     get_peft_model(fresh(), LoraConfig(target_modules=["embed_tokens"])).save_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match=r"model\.embed_tokens, a Embedding: only matrices"):

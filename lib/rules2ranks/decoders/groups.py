@@ -86,11 +86,6 @@ class Layer:
     channels: Groups
 
     @property
-    def parameters(self) -> int:
-        """Parameters in groups; norms and the biases of the output projections belong to none."""
-        return sum(part.count * part.parameters for part in self.parts)
-
-    @property
     def parts(self) -> tuple[Groups, Groups]:
         return self.attention, self.channels
 

@@ -17,7 +17,7 @@ from rules2ranks.recovery.method import Given, Method
 from rules2ranks.recovery.methods import METHODS
 from rules2ranks.recovery.methods.lora import Lora
 from rules2ranks.recovery.ranks import Ranks
-from rules2ranks.recovery.wrapping import CONFIG, PREFIX, WEIGHTS, undisturbed
+from rules2ranks.recovery.wrapping import CONFIG, PREFIX, WEIGHTS
 
 
 def add_adapter(model: nn.Module, ranks: Ranks, method: str = Lora.name, **given: Any) -> nn.Module:
@@ -92,7 +92,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     wrong = misfits(_needed(model, PeftConfig.from_pretrained(str(folder))), held)
     if wrong or not held:
         raise ValueError(f"the adapter does not fit this model, nothing was loaded:\n{wrong}")
-    with undisturbed():
+    with torch.random.fork_rng(devices=[]):
         adapted = PeftModel.from_pretrained(model, str(folder))
     adapted.recovery_method = Lora.name
     return adapted

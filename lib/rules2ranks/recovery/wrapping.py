@@ -3,7 +3,6 @@
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rules2ranks.decoders import linears
+
+# peft 0.21 asks transformers 5.23 by a name that this deprecates; nobody who adds an adapter can do anything about it.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # what PEFT puts before a module's name
@@ -45,19 +47,10 @@ def targets(model: nn.Module, names: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """PEFT at work inside leaves the global random state alone, and no warning that nobody can do anything about."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # peft 0.21 asks transformers 5.23 by this name.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
-
-
 def wrap(model: nn.Module, config: LoraConfig) -> PeftModel:
-    """`get_peft_model`, undisturbed, with a configuration that is the same everywhere."""
+    """`get_peft_model` that leaves the global random state alone, with a configuration that is the same everywhere."""
     names = [name for layer in linears(model) for name in layer if name in config.target_modules]
-    with undisturbed():
+    with torch.random.fork_rng(devices=[]):
         adapted = get_peft_model(model, config)
     config.target_modules = names  # PEFT keeps a set, abbreviated, whose order changes from process to process
     return adapted
