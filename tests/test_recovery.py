@@ -19,7 +19,6 @@ from rules2ranks.decoders import linears
 from rules2ranks.models import RowGPT, small_llama
 
 RANKS = [1, 2, 3, 0, 3, 2, 1, 8]
-#: What PEFT says of transformers when these tests call it themselves.
 TOKENS = torch.randint(1, 50, (2, 9), generator=torch.Generator().manual_seed(0))
 
 

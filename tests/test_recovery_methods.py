@@ -18,7 +18,7 @@ from rules2ranks.recovery.methods.lora import Lora
 from rules2ranks.recovery.wrapping import adapted_matrices
 from rules2ranks.runs import ParameterError
 from rules2ranks.stages import compressing, language_suite, subjects
-from test_recovery import BASES, RANKS, fresh, lora_tensors, plain_peft, ranks_for, row_gpt
+from test_recovery import BASES, RANKS, fresh, lora_tensors, ranks_for, row_gpt
 
 TOKENS = torch.randint(1, 50, (12, 9), generator=torch.Generator().manual_seed(3))
 METHODS = list(recovery.METHODS)
@@ -105,7 +105,6 @@ def test_the_start_changes_nothing_and_training_does(family, method):
     assert (logits(example(family, method)) - before).abs().max() > 1e-2
 
 
-@plain_peft
 @pytest.mark.parametrize("family", BASES)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_trained_adapter_is_an_ordinary_lora_for_the_pruned_model(family, method, tmp_path):
@@ -271,7 +270,6 @@ def test_pissas_file_holds_what_training_changed(tmp_path):
             close(saved, now[b] @ now[a] - first[b] @ first[a])
 
 
-@plain_peft
 def test_an_untrained_pissa_saves_nothing_but_itself(tmp_path):
     recovery.save_adapter(put_on(fresh(), "pissa", RANKS), tmp_path)
     close(logits(PeftModel.from_pretrained(fresh(), str(tmp_path)).eval()), logits(fresh()))
@@ -423,7 +421,6 @@ def test_the_regulariser_is_that_of_peft():
     assert ours.item() == pytest.approx((with_it - without).item(), abs=2e-6) and ours.item() > 0.1
 
 
-@plain_peft
 def test_adalora_starts_as_that_of_peft():
     wrapped = put_on(fresh(), "adalora", [8])
     tensors = lora_tensors(wrapped)
