@@ -8,9 +8,8 @@ from rules2ranks.search.controls import by_importance, ends_high, middle_high, r
 from rules2ranks.search.loop import search
 from rules2ranks.search.models import cross_validated_r2
 from rules2ranks.search.searcher import SEARCHERS, Searcher
-from rules2ranks.search.searchers.additive import Additive, AdditiveModel
+from rules2ranks.search.searchers.additive import AdditiveModel
 from rules2ranks.search.searchers.optuna import NSGA2, TPE
-from rules2ranks.search.searchers.random import RandomSearch
 from rules2ranks.search.searchers.rank_adaptor import PerformanceModel, RankAdaptor
 from rules2ranks.search.space import GRID, Knob, Option, Point, Space, rank_space
 from rules2ranks.search.tables import read_trials
@@ -21,14 +20,12 @@ __all__ = [
     "NSGA2",
     "SEARCHERS",
     "TPE",
-    "Additive",
     "AdditiveModel",
     "Knob",
     "Option",
     "PerformanceModel",
     "Point",
     "Proposal",
-    "RandomSearch",
     "RankAdaptor",
     "Search",
     "Searcher",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rules2ranks.search.space import Option, Point, Space
+from rules2ranks.search.space import Point, Space
 from rules2ranks.search.trials import Trial
 
 
@@ -66,10 +66,12 @@ def _point(space: Space, ranks: Any) -> Point:
     numbers = [float(part) for part in (ranks.replace(",", " ").split() if isinstance(ranks, str) else ranks)]
     if len(numbers) != len(space.knobs):
         raise ValueError(f"one rank for each of {len(space.knobs)} knobs is needed, got {len(numbers)}")
+    point: Point = ()
     for place, (knob, rank) in enumerate(zip(space.knobs, numbers, strict=True)):
-        if Option(rank=rank) not in knob.options:
-            raise ValueError(f"knob {place} has no rank {rank:g}, it has {[option.rank for option in knob.options]}")
-    point = tuple(knob.options.index(Option(rank=rank)) for knob, rank in zip(space.knobs, numbers, strict=True))
+        known = [option.rank for option in knob.options]
+        if rank not in known:
+            raise ValueError(f"knob {place} has no rank {rank:g}, it has {known}")
+        point += (known.index(rank),)
     if not space.contains(point):
         raise ValueError(f"the ranks {ranks} are over the budget of {space.budgets[0]} parameters")
     return point
