@@ -227,5 +227,5 @@ def test_changed_tasks_are_another_result(of_ones_own, tmp_path):
     assert TaskFolder.check(before.model_dump()) == before
     (tmp_path / "tasks" / "questions.json").write_text(json.dumps(QUESTIONS[:3]))
     assert TaskFolder.check(folder).fingerprint != before.fingerprint
-    with pytest.raises(ParameterError, match="the tasks have changed since"):
+    with pytest.raises(ParameterError, match="the files of tasks have changed since"):
         TaskFolder.check(before.model_dump())

@@ -7,8 +7,9 @@ import torch
 
 from rules2ranks import training
 from rules2ranks.runs import ParameterError
-from rules2ranks.stages import learning, many
+from rules2ranks.stages import learning
 from rules2ranks.stages.learning import Pretraining
+from rules2ranks.tables import many
 
 
 def test_measurements_of_processes_come_back_in_order_and_a_failure_is_told():

@@ -292,6 +292,8 @@ def test_searchers_are_chosen_by_name_and_the_package_needs_no_torch():
 def test_a_front_is_what_nothing_dominates():
     trials = [Trial((place,), scores) for place, scores in enumerate([(1, 3), (2, 2), (2, 3), (3, 1), (2, 2)])]
     assert [trial.point for trial in pareto(trials)] == [(0,), (1,), (3,), (4,)]
+    with pytest.raises(ValueError, match="one score has no front"):
+        _ = Search((Trial((0,), (1.0,)),)).front
 
 
 FOUR = of_ranks((3, 4, 5), 4).uniform

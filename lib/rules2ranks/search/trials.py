@@ -49,8 +49,15 @@ class Search(NamedTuple):
 
     @property
     def front(self) -> list[Trial]:
-        """The Pareto front of the trials at the highest fidelity. Raises ValueError where there are no trials."""
-        return pareto(self._comparable())
+        """The Pareto front of the trials at the highest fidelity.
+
+        Raises:
+            ValueError: no trials, or one score, of which one trial is chosen.
+        """
+        trials = self._comparable()
+        if len(trials[0].scores) == 1:
+            raise ValueError("one score has no front: see what is chosen")
+        return pareto(trials)
 
     def _comparable(self) -> list[Trial]:
         if not self.trials:
