@@ -31,15 +31,17 @@ import transformers
 from common import compared, medians, write
 from torch import Tensor, nn
 
-from rules2ranks import recovery, stages, training
+from rules2ranks import recovery, training
 from rules2ranks.decoders import linears
 from rules2ranks.stages import compressing, subjects
+from rules2ranks.stages.compressing import Recovery
 from rules2ranks.stages.learning import draw_seed
 from rules2ranks.tasks import language as suite
 
 ROUNDS = 5
 STEPS = 60
-ASKED = stages.recover.Params(pruned={"ratio": 0.5, "spread": "uniform"}, ranks=2)
+RANK = 2
+ASKED = Recovery(pruned={"ratio": 0.5, "spread": "uniform"}, ranks=RANK)
 SCALE = 2.0  # α/r
 GPU = training.device().type == "cuda"
 DEVICE = torch.cuda.get_device_name() if GPU else "CPU"
@@ -218,7 +220,7 @@ def measured(rounds: int = ROUNDS) -> pd.DataFrame:
     for name, make in OTHERS.items():
         ways[name] = lambda make=make: with_loop(make(adapter()), STEPS)
     rates = {way: 1 / seconds for way, seconds in medians(ways, rounds).items()}
-    task = f"recovery step, half of the parameters, rank {ASKED.ranks}, batch {ASKED.batch} of 20 tokens, {DEVICE}"
+    task = f"recovery step, half of the parameters, rank {RANK}, batch {ASKED.batch} of 20 tokens, {DEVICE}"
     return compared(task, "optimiser steps per second", rates)
 
 
