@@ -13,16 +13,19 @@ from tiny_rows import TINY
 pytestmark = pytest.mark.usefixtures("store")
 
 
-@pytest.mark.parametrize("ending", ["yaml", "json"])
-def test_a_result_is_made_from_a_file_of_parameters(tmp_path, capsys, ending):
-    file = tmp_path / f"parameters.{ending}"
-    # JSON is YAML; YAML's 1e-2 without a dot is text, and read all the same.
-    file.write_text(json.dumps({"source": 204, **TINY}) if ending == "json" else "source: 204\nlr: 1e-2\nsteps: 2\n")
-    assert command.main(["run", "pretrain", str(file)]) == 0
-    said = json.loads(capsys.readouterr().out)
-    asked = {"source": 204, **TINY} if ending == "json" else {"source": 204, "lr": 1e-2, "steps": 2}
+@pytest.mark.parametrize(
+    ("name", "text", "asked"),
+    [
+        ("parameters.json", json.dumps({"source": 204, **TINY}), {"source": 204, **TINY}),
+        # YAML takes 1e-2, which has no dot, for text; it is read all the same.
+        ("parameters.yaml", "lr: 1e-2\nsteps: 2\nrounds: 1", {"lr": 1e-2, "steps": 2, "rounds": 1}),
+    ],
+)
+def test_a_result_is_made_from_a_file_of_parameters(tmp_path, capsys, name, text, asked):
+    (tmp_path / name).write_text(text)
+    assert command.main(["run", "pretrain", str(tmp_path / name)]) == 0
     made = stages.pretrain.find(**asked)
-    assert said == {"folder": str(made.folder), "metrics": made.metrics}
+    assert json.loads(capsys.readouterr().out) == {"folder": str(made.folder), "metrics": made.metrics}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,14 @@ pytestmark = pytest.mark.usefixtures("store")
 SHORT = {"pruned": {"ratio": 0.4}, "steps": 5, "batch": 4, "examples": 56, "kl": False}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_held_out():
+    """Nothing here depends on how many examples a recovery is scored on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subjects, "HELD_OUT", 70)
+        yield
+
+
 def test_pruned_and_recovered_at_half_the_size():
     pruned = {"ratio": 0.4, "spread": "global"}
     before = stages.prune(**pruned)

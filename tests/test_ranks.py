@@ -6,7 +6,7 @@ import pytest
 
 from rules2ranks import recovery, runs, search, stages, tables
 from rules2ranks.configuration import trained
-from rules2ranks.stages import compressing, ranks
+from rules2ranks.stages import compressing, ranks, subjects
 
 SHORT = {"steps": 4, "examples": 56, "kl": True}
 ASKED = {"pruned": {"ratio": 0.5}, "recover": SHORT}
@@ -17,6 +17,7 @@ def store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RULES2RANKS_RUNS", str(tmp_path_factory.mktemp("runs")))
         patch.setenv("TQDM_DISABLE", "1")
+        patch.setattr(subjects, "HELD_OUT", 70)  # nothing here depends on how many examples a recovery is scored on
         yield
 
 

@@ -456,6 +456,7 @@ def test_four_steps_are_enough_for_adalora():
 def store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RULES2RANKS_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setattr(subjects, "HELD_OUT", 70)
         yield
 
 
