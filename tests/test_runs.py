@@ -185,7 +185,9 @@ def test_mistakes_in_nested_parameters_are_told_with_the_names_allowed_there():
     class Outer(runs.Params):
         inside: Example = Example()
 
-    assert Outer.check({"inside": {"rule": 30}}).inside.rule == 30
+    assert Outer.check({"inside": {"rule": 30}}) == Outer.check({"inside": "{rule: 30}"})
+    with pytest.raises(runs.ParameterError, match=r"inside.*unknown parameter 'rul': did you mean 'rule'"):
+        Outer.check({"inside": "{rul: 30}"})
     with pytest.raises(runs.ParameterError, match=r"inside.*unknown parameter 'rul': did you mean 'rule'"):
         Outer.check({"inside": {"rul": 30}})
     assert Example().but(rule=30) == Example(rule=30)

@@ -320,6 +320,7 @@ def test_reference_settings_are_those_of_the_profile():
         ("compression", ALL["compression"] | {"rules": [256]}, "less than or equal to 255"),
         ("edge_of_chaos", CHAOS | {"shufled_rule": 110}, "did you mean 'shuffled_rule'"),
         ("edge_ablations", ABLATIONS | {"variants": {"a": {"pretrian": {}}}}, "pretrian"),
+        ("rank_adaptor", RANKS | {"settings": {"50 %": {}}, "methods": {"pissa": {"lrr": 1}}}, "did you mean 'lr'"),
         ("recovery_rates", ALL["recovery_rates"] | {"rates": [2.0]}, "less than or equal to 1"),
         ("language_suite", {"step": 3}, "did you mean 'steps'"),
         ("compresion", {}, "unknown table 'compresion': choose from"),

@@ -128,8 +128,8 @@ def trained(configuration: Configuration, shapes: Shapes) -> int:
 def memory(configuration: Configuration, shapes: Shapes) -> int:
     """Bytes of a compressed model and its adapters, as files hold them (headers aside).
 
-    A quantised matrix takes its bits and, for every `GROUP` inputs of each output, a scale and a zero of 16 bits each;
-    biases and all other parameters stay as the checkpoint holds them.
+    A quantised matrix takes its bits, packed without gaps, and for every `GROUP` inputs of each output a scale and a
+    zero of 16 bits each (nothing here writes such a file yet); all else stays as the checkpoint holds it.
 
     Raises:
         ValueError: a part or a matrix that the model does not have.

@@ -68,7 +68,7 @@ class Params(BaseModel):
         # `papermill -p rates '[.2, .3]'` and YAML's `1e-4` both arrive as text.
         if isinstance(value, str) and kind is not str:
             with contextlib.suppress(yaml.YAMLError):
-                return yaml.safe_load(value)
+                value = yaml.safe_load(value)
         return kind.nested(value) if isinstance(kind, type) and issubclass(kind, Params) else value
 
     @classmethod

@@ -132,12 +132,12 @@ def _scored(about: Subject, given: Pruning | Fragility) -> pruning.Scores:
 
 def _sliced(about: Subject, scored: pruning.Scores, given: Pruning) -> nn.Module:
     """A pruned copy."""
-    batches, options = about.calibration(given.seed), {"positions": about.positions}
-    blocks = means = None
-    if given.spread == "importance":
-        blocks = pruning.block_importance(about.model, batches, about.loss, **options)
-    if given.compensate:
-        means = scored.means or pruning.input_means(about.model, batches, about.loss, **options)
+
+    def seen(look: Callable) -> Any:
+        return look(about.model, about.calibration(given.seed), about.loss, positions=about.positions)
+
+    blocks = seen(pruning.block_importance) if given.spread == "importance" else None
+    means = (scored.means or seen(pruning.input_means)) if given.compensate else None
     how = {"spread": given.spread, "protect": given.protect, "blocks": blocks, "standardise": given.standardise}
     return pruning.prune(about.model, given.ratio, scored, **how, means=means)
 

@@ -104,8 +104,8 @@ class Problem:
 
     def control(self, kind: str, number: int = 1) -> list[Configuration]:
         """The choices of one of `CONTROLS`; `number` of the random ones."""
-        return [found if isinstance(found, Configuration) else self.space.configuration(found)
-                for found in CONTROLS[kind](self, number)]  # fmt: skip
+        found = CONTROLS[kind](self, number)
+        return [each if isinstance(each, Configuration) else self.space.configuration(each) for each in found]
 
     def by(self, values: dict[str, float]) -> Point:
         """Ranks in proportion to the mean value of each unit's matrices."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from inspect import signature
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,12 @@ class Setting(Question):
     search_seeds: list[Seed]
     report_seeds: list[Seed]
     methods: dict[Method, dict[str, Any]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _methods_fit(self) -> Self:
+        for name, how in self.methods.items():  # told now, not after the searches
+            self.recover.but(method=name, **how)
+        return self
 
     def searcher(self, name: str) -> search.Searcher:
         """The searcher of that name with this setting's sizes, as far as it has any."""
@@ -148,7 +154,9 @@ def history(name: str, setting: Setting, allocator: str, seed: int) -> Rows:
     return rows
 
 
-def _trial(problem: Problem, order: int, ranks: Configuration, measured: float, predicted: float | None, phase: str):
+def _trial(
+    problem: Problem, order: int, ranks: Configuration, measured: float, predicted: float | None, phase: str
+) -> dict[str, Any]:
     text = written(ranks, problem.shapes.names)
     return {"order": order, "ranks": text, "measured": measured, "predicted": predicted, "phase": phase}
 
@@ -162,7 +170,7 @@ def _choices(problem: Problem, searched: Rows) -> list[Chosen]:
     for kind in setting.searchers:
         for seed in setting.search_seeds:
             entries = [e for e in searched if (e["allocator"], e["search_seed"]) == (kind, seed)]
-            # The additive model's own choice is the last of its history; the others return the best they measured.
+            # A searcher's own choice is "exact"; the others return the best that they measured.
             best = next((e for e in entries if e["phase"] == "exact"), min(entries, key=lambda e: e["measured"]))
             chosen.append(Chosen(kind, seed, problem.choice(read_ranks(best["ranks"])), {}))
     uniform = setting.mean_rank
