@@ -1,7 +1,7 @@
 """LoRA and its kin on pruned models: put on, counted, merged, saved and loaded in PEFT's own format.
 
     adapted = add_adapter(model, ranks=[2, 4, 4, 2], method="pissa", seed=0)
-    …                                   # training, with method_of(adapted).loss(loss)
+    …                                   # training of trainable(adapted), with method_of(adapted).loss(loss)
     save_adapter(adapted, folder)
     mended = merge(load_adapter(model, folder))
 
@@ -12,6 +12,7 @@ ordinary LoRA for the model that it was put on.
 """
 
 from rules2ranks.recovery.adapters import add_adapter, load_adapter, merge, method_of, save_adapter
+from rules2ranks.recovery.merged import trainable
 from rules2ranks.recovery.method import Given, Method
 from rules2ranks.recovery.methods import METHODS
 from rules2ranks.recovery.ranks import Ranks, cost_per_rank, lora_parameters
@@ -28,4 +29,5 @@ __all__ = [
     "merge",
     "method_of",
     "save_adapter",
+    "trainable",
 ]

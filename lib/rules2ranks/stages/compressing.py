@@ -60,7 +60,7 @@ class HowRecovered(runs.Params):
     batch: Size = 28
     examples: Size = 1400
     lr: Rate = 1e-2
-    kl: bool = True
+    kl: bool = False
 
 
 class Recovery(HowRecovered):
@@ -157,7 +157,7 @@ def pruned_shapes(given: Pruning) -> Shapes:
     return decoders.shapes(pruning.resize(subject(given.base).skeleton(), prune(given).metrics["sizes"]))
 
 
-@stage(version=2)
+@stage(version=3)
 def recover(work: Path, given: Recovery) -> dict:
     """Recover a pruned model with adapters: see `Recovery`.
 
@@ -176,8 +176,9 @@ def recover(work: Path, given: Recovery) -> dict:
     with training.reproducible(given.seed):
         pool = about.draw(given.examples, draw_seed(given.seed, 0, 0))
         adapted = _adapted(given, about, pool)
+        trained = recovery.trainable(adapted)
         history = training.train(
-            adapted,
+            trained,
             _batches(given, pool),
             method.loss(about.loss),
             Schedule(given.steps, given.lr, stop=given.stop),
@@ -186,7 +187,7 @@ def recover(work: Path, given: Recovery) -> dict:
             checkpoint=checkpoint,
             label="recover",
         )
-        scores = _recovered_scores(about, adapted, given.kl)
+        scores = _recovered_scores(about, trained, given.kl)
     method.save(adapted, work)
     if given.stop is None:
         (work / CHECKPOINT).unlink(missing_ok=True)
@@ -221,10 +222,10 @@ def _batches(given: Recovery, pool: Batch) -> Callable[[int], Batch]:
     return batch
 
 
-def _recovered_scores(about: Subject, adapted: nn.Module, kl: bool) -> dict[str, float]:
-    search, report = about.evaluate("search", adapted), about.evaluate("report", adapted)
+def _recovered_scores(about: Subject, trained: nn.Module, kl: bool) -> dict[str, float]:
+    search, report = about.evaluate("search", trained), about.evaluate("report", trained)
     found = {**report, **{f"search_{name}": search[name] for name in ("loss", "accuracy")}}
-    return found | ({"search_kl": about.divergence("search", adapted)} if kl else {})
+    return found | ({"search_kl": about.divergence("search", trained)} if kl else {})
 
 
 def _stops(given: Recovery) -> Path:
