@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,10 +15,6 @@ from rules2ranks.search.models import checked, features, largest_features
 from rules2ranks.search.searcher import Searcher
 from rules2ranks.search.space import Floats, generator
 from rules2ranks.search.trials import Proposal
-
-# Only what fits a performance model needs torch, and then imports it.
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass
@@ -82,47 +77,69 @@ class PerformanceModel:
     largest: what features are divided by, one number or one for each column; of ranks, the largest rank. MSE on
     standardised scores, Adam with learning rate 1e-2, 200 epochs over the full batch, as in the first author's later
     library. The same seed and data give the same model; no global random state is used or changed.
+
+    In NumPy: for so few numbers, most of a training step in PyTorch is calls.
     """
+
+    EPOCHS, RATE = 200, 1e-2
+    WIDTHS = (32, 32, 32, 1)
 
     def __init__(self, largest: ArrayLike) -> None:
         self.largest = np.asarray(largest)
 
     def fit(self, vectors: ArrayLike, scores: ArrayLike, seed: int) -> PerformanceModel:
         """Fit to features (n, columns) and scores (n,), n >= 2. Raises ValueError for other shapes or NaN."""
-        import torch
-
         inputs, target = checked(vectors, scores, least=2)
         self._mean, self._spread = target.mean(), target.std() or 1.0
-        scaled = torch.from_numpy(inputs / self.largest).float()
-        standardised = torch.from_numpy((target - self._mean) / self._spread).float()[:, None]
-        self.net = _mlp((inputs.shape[1], 32, 32, 32, 1), seed)
-        optimiser = torch.optim.Adam(self.net.parameters(), lr=1e-2, fused=True)
-        for _ in range(200):
-            optimiser.zero_grad()
-            torch.nn.functional.mse_loss(self.net(scaled), standardised).backward()
-            optimiser.step()
+        scaled, standardised = inputs / self.largest, (target - self._mean) / self._spread
+        sizes = list(itertools.pairwise((inputs.shape[1], *self.WIDTHS)))
+        # All weights in one row of numbers, so that Adam is a few operations on it; the layers are views of it.
+        self._values = np.concatenate(_drawn(sizes, seed))
+        self._layers, gradient = _views(self._values, sizes), np.empty_like(self._values)
+        of_layers = _views(gradient, sizes)
+        first, second = np.zeros_like(gradient), np.zeros_like(gradient)
+        for epoch in range(1, self.EPOCHS + 1):
+            self._backward(scaled, standardised, of_layers)
+            first += 0.1 * (gradient - first)
+            second += 0.001 * (gradient**2 - second)
+            size = np.sqrt(second / (1 - 0.999**epoch)) + 1e-8
+            self._values -= self.RATE / (1 - 0.9**epoch) * first / size
         return self
 
     def predict(self, vectors: ArrayLike) -> Floats:
         """Predicted scores (n,) of features (n, columns), after `fit`."""
-        import torch
+        scaled = np.array(vectors, dtype=np.float64) / self.largest
+        return self._forward(scaled)[-1][:, 0] * self._spread + self._mean
 
-        scaled = torch.from_numpy(np.array(vectors, dtype=np.float64) / self.largest).float()
-        with torch.no_grad():
-            standardised = self.net(scaled)[:, 0].double().numpy()
-        return standardised * self._spread + self._mean
+    def _forward(self, scaled: Floats) -> list[Floats]:
+        """What every layer is given, and what the last one gives: ReLU between linear layers."""
+        seen = [scaled]
+        for weight, bias in self._layers[:-1]:
+            seen.append(np.maximum(seen[-1] @ weight + bias, 0))
+        weight, bias = self._layers[-1]
+        return [*seen, seen[-1] @ weight + bias]
+
+    def _backward(self, scaled: Floats, target: Floats, gradient: list[tuple[Floats, Floats]]) -> None:
+        """Write the gradient of the mean squared error."""
+        *seen, found = self._forward(scaled)
+        error = 2 / len(target) * (found - target[:, None])
+        for place in reversed(range(len(self._layers))):
+            np.matmul(seen[place].T, error, out=gradient[place][0])
+            error.sum(axis=0, out=gradient[place][1])
+            if place:
+                error = (error @ self._layers[place][0].T) * (seen[place] > 0)
 
 
-def _mlp(sizes: Sequence[int], seed: int) -> nn.Sequential:
-    """ReLU between linear layers, initialised like torch's own but from a generator of its own."""
-    import torch
-    from torch import nn
+def _drawn(sizes: Sequence[tuple[int, int]], seed: int) -> list[Floats]:
+    """Weights and biases of linear layers as PyTorch begins them: uniform up to 1/sqrt(inputs)."""
+    randomness = generator(seed)
+    return [randomness.uniform(-1, 1, (n + 1) * outputs) / math.sqrt(n) for n, outputs in sizes]
 
-    randomness = torch.Generator().manual_seed(seed)
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
-        for parameter in linear.parameters():
-            nn.init.uniform_(parameter, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=randomness)
-        layers += [linear, nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+
+def _views(values: Floats, sizes: Sequence[tuple[int, int]]) -> list[tuple[Floats, Floats]]:
+    """Weight (inputs, outputs) and bias (outputs,) of each layer, within one row of numbers."""
+    ends = np.cumsum([(n + 1) * outputs for n, outputs in sizes])
+    parts = np.split(values, ends[:-1])
+    return [
+        (part[outputs:].reshape(n, outputs), part[:outputs]) for part, (n, outputs) in zip(parts, sizes, strict=True)
+    ]
