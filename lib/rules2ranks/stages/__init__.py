@@ -11,6 +11,7 @@ HOMES = {
     "prune": "compressing",
     "recover": "compressing",
     "fragility": "compressing",
+    "retrain": "retraining",
     "benchmark": "own_model",
 }
 

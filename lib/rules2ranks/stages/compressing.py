@@ -179,7 +179,7 @@ def recover(work: Path, given: Recovery) -> dict:
         trained = recovery.trainable(adapted)
         history = training.train(
             trained,
-            _batches(given, pool),
+            batches_of(pool, given.batch, given.seed),
             method.loss(about.loss),
             Schedule(given.steps, given.lr, stop=given.stop),
             seed=given.seed,
@@ -187,7 +187,7 @@ def recover(work: Path, given: Recovery) -> dict:
             checkpoint=checkpoint,
             label="recover",
         )
-        scores = _recovered_scores(about, trained, given.kl)
+        scores = recovered_scores(about, trained, given.kl)
     method.save(adapted, work)
     if given.stop is None:
         (work / CHECKPOINT).unlink(missing_ok=True)
@@ -211,18 +211,19 @@ def _adapted(given: Recovery, about: Subject, pool: Batch) -> nn.Module:
     )
 
 
-def _batches(given: Recovery, pool: Batch) -> Callable[[int], Batch]:
+def batches_of(pool: Batch, size: int, seed: int) -> Callable[[int], Batch]:
     """The batch of each step: examples of the pool, drawn with replacement."""
 
     def batch(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(draw_seed(given.seed, 0, step))
-        rows = torch.randint(len(pool[0]), (given.batch,), generator=generator).to(pool[0].device)
+        generator = torch.Generator().manual_seed(draw_seed(seed, 0, step))
+        rows = torch.randint(len(pool[0]), (size,), generator=generator).to(pool[0].device)
         return tuple(tensor[rows] for tensor in pool)
 
     return batch
 
 
-def _recovered_scores(about: Subject, trained: nn.Module, kl: bool) -> dict[str, float]:
+def recovered_scores(about: Subject, trained: nn.Module, kl: bool) -> dict[str, float]:
+    """Held-out scores on the report's examples, and as `search_…` on those that a search may look at."""
     search, report = about.evaluate("search", trained), about.evaluate("report", trained)
     found = {**report, **{f"search_{name}": search[name] for name in ("loss", "accuracy")}}
     return found | ({"search_kl": about.divergence("search", trained)} if kl else {})

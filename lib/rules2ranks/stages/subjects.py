@@ -91,6 +91,13 @@ class Subject(ABC):
     def scores(self, model: nn.Module, batch: Batch) -> dict[str, float]:
         """At least `loss` and `accuracy`."""
 
+    def untrained(self, seed: int) -> nn.Module:
+        """The unpruned model with new weights."""
+        empty = self.skeleton()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return type(empty)(empty.config)
+
     def sample(self, size: int, seed: int) -> Batch:
         """What importance looks at; as `draw` does, unless a subject knows better."""
         return self.draw(size, seed)
@@ -183,6 +190,9 @@ class RuleSubject(Subject):
     def skeleton(self) -> nn.Module:
         with torch.device("meta"):
             return learning.network(self.base)
+
+    def untrained(self, seed: int) -> nn.Module:
+        return learning.untrained(self.base.model_copy(update={"seed": seed}))
 
     def draw(self, size: int, seed: int) -> Batch:
         # Splits need no other handling: `draw_seed` keeps their seeds apart.

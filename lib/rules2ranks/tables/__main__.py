@@ -14,7 +14,7 @@ import yaml
 
 from rules2ranks import runs, tables
 from rules2ranks.published import data_folder
-from rules2ranks.tables import Rows, compression, edge, language_suite, ranks
+from rules2ranks.tables import Rows, compression, edge, language_suite, ranks, rates
 
 #: Each takes typed settings and a number of workers, and gives tables by name and the one-thread seconds behind them.
 Maker = Callable[[Any, int], tuple[dict[str, Rows], float]]
@@ -24,7 +24,7 @@ MAKERS: dict[str, Maker] = {
     "compression": compression.compression,
     "rank_adaptor": ranks.rank_adaptor,
     "rank_settings": ranks.rank_settings,
-    "recovery_rates": ranks.recovery_rates,
+    "recovery_rates": rates.recovery_rates,
 }
 ON_REQUEST: dict[str, Maker] = {"language_suite": language_suite.language_suite}
 

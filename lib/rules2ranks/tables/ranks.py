@@ -56,28 +56,6 @@ class RankTable(runs.Params):
         return {"settings": {name: Setting.nested(shared | own) for name, own in values.get("settings", {}).items()}}
 
 
-class RecoveryRates(runs.Params):
-    """LoRA of `ranks` and the uniform `rank` by other methods at several rates, `more` of them for the methods."""
-
-    pruned: Pruning
-    ranks: list[Rank]
-    rank: Rank
-    methods: list[Method]
-    rates: list[Rate]
-    more: list[Rate]
-    seeds: list[Seed]
-
-    def recoveries(self) -> list[Recovery]:
-        kinds = [("lora", rank, self.rates) for rank in self.ranks]
-        kinds += [(method, self.rank, self.rates + self.more) for method in self.methods]
-        return [
-            Recovery.check({"pruned": self.pruned, "method": method, "ranks": rank, "lr": rate, "seed": seed})
-            for method, rank, rates in kinds
-            for rate in rates
-            for seed in self.seeds
-        ]
-
-
 class Chosen(NamedTuple):
     """Ranks, who chose them, with which search seed or as which of several, and what else their recoveries take."""
 
@@ -109,18 +87,6 @@ def table(name: str, settings: RankTable, workers: int) -> tuple[dict[str, Rows]
         recover(problems[row["setting"]].recovery(read_ranks(row["ranks"]), row["search_seed"])) for row in history
     ]
     return {name: rows, f"{name}_search": history}, seconds_of([*results, *found])
-
-
-def recovery_rates(settings: RecoveryRates, workers: int) -> tuple[dict[str, Rows], float]:
-    """What the learning rates were chosen by: uniform ranks and methods at several rates, on the search's examples."""
-    results = measure(stage_jobs("recover", settings.recoveries()), workers, "learning rates")
-    scores = ("search_loss", "search_accuracy", "search_kl")
-    rows = [
-        {"method": p["method"], "ranks": max(p["ranks"].values()), "lr": p["lr"], "seed": p["seed"]}
-        | {name: metrics[name] for name in scores}
-        for p, metrics in ((result.params, result.metrics) for result in results)
-    ]
-    return {"recovery_rates": rows}, seconds_of(results)
 
 
 def _searched(settings: RankTable, workers: int) -> dict[str, Rows]:
