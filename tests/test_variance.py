@@ -1,11 +1,11 @@
-"""Variance components and detectable effects, against scipy and against simulation."""
+"""Variance components, against scipy and against simulation."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from rules2ranks.evaluation import smallest_effect, two_way
+from rules2ranks.evaluation import two_way
 
 
 def test_with_two_seeds_f_is_that_of_the_paired_t_test():
@@ -34,26 +34,11 @@ def test_pure_noise_explains_nothing():
     assert stats.kstest(p, "uniform").pvalue > 1e-4
 
 
-def test_an_effect_of_that_size_is_found_four_times_in_five():
-    """Simulated: 4,000 experiments of 12 pairs; the share has a standard error of 0.6 %."""
-    rng = np.random.default_rng(2)
-    n, spread = 12, 0.7
-    # `smallest_effect` takes the spread as known exactly when the sample has it exactly.
-    sample = rng.normal(size=n)
-    sample = (sample - sample.mean()) / sample.std(ddof=1) * spread
-    effect = smallest_effect(sample)
-    found = stats.ttest_1samp(rng.normal(effect, spread, size=(4000, n)), 0, axis=1).pvalue < 0.05
-    # Adding two quantiles is the usual approximation to the noncentral t: within two points here.
-    assert found.mean() == pytest.approx(0.8, abs=0.03)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: two_way([[1.0, 2.0]]), "at least 2 rows and 2 seeds"),
         (lambda: two_way([[1.0, 2.0], [1.0, np.nan]]), "finite"),
-        (lambda: smallest_effect([1.0, 2.0]), "at least 3 differences"),
-        (lambda: smallest_effect([1.0, 2.0, 3.0], power=1), "power and level"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -1,7 +1,8 @@
 """Scores over rules and seeds, and how sure one may be of what they show.
 
-`intervals` gives means and paired differences with bootstrap intervals; `variance` what varies with what, and the
-smallest effect that could be seen; `correlations` relates rules' complexity to their scores, with and without controls;
+`intervals` gives means and paired differences with bootstrap intervals; `crossed` means over seeds and what was drawn
+beside them, tests of difference and of equivalence, and the smallest effect that could be seen; `variance` what varies
+with what; `correlations` relates rules' complexity to their scores, with and without controls;
 `sweet_spot` asks whether a score rises and then falls; `survival` treats the steps until something was learnt, and the
 failures before the right answer; `benchmarks` is a bridge to lm-eval.
 
@@ -11,6 +12,7 @@ torch; `benchmark` needs the optional extra ``llm``.
 
 from rules2ranks.evaluation.benchmarks import Benchmark, benchmark
 from rules2ranks.evaluation.correlations import Correlation, Kind, correlation, holm, mantel, partial_correlation
+from rules2ranks.evaluation.crossed import Crossed, crossed
 from rules2ranks.evaluation.intervals import Interval, Paired, mean_interval, paired
 from rules2ranks.evaluation.survival import (
     SurvivalGame,
@@ -21,11 +23,12 @@ from rules2ranks.evaluation.survival import (
     time_to_reach,
 )
 from rules2ranks.evaluation.sweet_spot import Quadratic, TwoLines, quadratic, two_lines
-from rules2ranks.evaluation.variance import TwoWay, smallest_effect, two_way
+from rules2ranks.evaluation.variance import TwoWay, two_way
 
 __all__ = [
     "Benchmark",
     "Correlation",
+    "Crossed",
     "Interval",
     "Kind",
     "Paired",
@@ -36,6 +39,7 @@ __all__ = [
     "TwoWay",
     "benchmark",
     "correlation",
+    "crossed",
     "failures",
     "holm",
     "mantel",
@@ -44,7 +48,6 @@ __all__ = [
     "parametric_fits",
     "partial_correlation",
     "quadratic",
-    "smallest_effect",
     "survival_game",
     "time_to_reach",
     "two_lines",

@@ -1,4 +1,4 @@
-"""How much of a score's spread is what was varied, how much the seed, and how small an effect could be seen."""
+"""How much of a score's spread is what was varied, and how much the seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from rules2ranks.evaluation.intervals import MIN_POINTS, as_vector, check_finite
+from rules2ranks.evaluation.intervals import check_finite
 
 
 class TwoWay(NamedTuple):
@@ -50,18 +50,3 @@ def two_way(scores: pd.DataFrame | ArrayLike) -> TwoWay:
     p = float(stats.f.sf(f, n - 1, (n - 1) * (seeds - 1)))
     parts = (max(rows - noise, 0) / seeds, max(columns - noise, 0) / n, noise)
     return TwoWay(*(math.sqrt(part) for part in parts), float(f), p)
-
-
-def smallest_effect(differences: ArrayLike, *, power: float = 0.8, level: float = 0.05) -> float:
-    """The mean of paired differences that a two-sided t-test would find with this power, given their spread.
-
-    (t of 1 − level/2 + t of power) · s/√n with n − 1 degrees of freedom: what an experiment of this size could see.
-    Raises ValueError for fewer than 3 differences, NaN, or a power or level outside (0, 1).
-    """
-    values = as_vector(differences, "differences")
-    if len(values) < MIN_POINTS:
-        raise ValueError(f"at least {MIN_POINTS} differences are needed, got {len(values)}")
-    if not (0 < power < 1 and 0 < level < 1):
-        raise ValueError(f"power and level must lie between 0 and 1, got {power} and {level}")
-    quantiles = stats.t.ppf([1 - level / 2, power], len(values) - 1).sum()
-    return float(quantiles * values.std(ddof=1) / math.sqrt(len(values)))

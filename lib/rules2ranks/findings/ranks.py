@@ -1,83 +1,151 @@
-"""What the reference tables of ranks say: who beats uniform, by how much, and how much could be gained at all."""
+"""What the reference tables of ranks say: who beats the uniform rank, who is as good, and what is not decided.
+
+An effect is the logarithm of a loss over the uniform rank's under the same seed: its mean says by which share the loss
+is higher, and is comparable over settings. What was drawn beside the seeds (searches, random vectors) is drawn again in
+the interval too: `evaluation.crossed`.
+"""
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from rules2ranks import evaluation, search, tables
+from rules2ranks.tables import plans
 
 TABLES = ("rank_adaptor", "rank_settings")
-#: Not at equal parameters: it shows what more rank would bring.
-DOUBLE = "uniform, twice the rank"
+UNIFORM, ALONE, RANDOM = "uniform", "pruned only", "random vectors"
+#: Not at equal parameters, and not at this setting's rate: they show what more rank or a better rate would bring.
+DOUBLE, BEST = "uniform, twice the rank", "uniform, best rate"
 
 
-def differences(table: str = "rank_adaptor", what: str = "loss") -> pd.DataFrame:
-    """Every allocator minus the uniform rank, by (setting, allocator), paired by report seed.
+def _wide(part: pd.DataFrame, allocator: str, what: str) -> pd.DataFrame:
+    """An allocator's scores in one setting: a row a vector (a search, a random one), a column a report seed."""
+    own = part[part.allocator == allocator].astype({"report_seed": int})
+    return own.assign(which=own.which.fillna(0)).pivot(index="which", columns="report_seed", values=what).astype(float)
 
-    Several vectors of one allocator (two searches, some random ones) are averaged first. Columns: `uniform` its mean,
-    `estimate`, `low`, `high` of the paired difference, the sign-flip `p`, `holm` corrected over all allocators at equal
-    parameters in the table, `smallest` effect that would have been found with a power of 0.8, and `vectors`.
+
+def effects(part: pd.DataFrame, allocator: str, what: str = "loss") -> pd.DataFrame:
+    """Vectors × report seeds of one setting: log(loss / uniform's); of an accuracy the difference to uniform's."""
+    own, uniform = _wide(part, allocator, what), _wide(part, UNIFORM, what).iloc[0]
+    return np.log(own / uniform[own.columns]) if what == "loss" else own - uniform[own.columns]
+
+
+def comparisons(table: str = "rank_adaptor") -> pd.DataFrame:
+    """Every allocator against the uniform rank of its setting, by (setting, allocator).
+
+    `uniform`: its mean loss in nats; `estimate`, `low`, `high`: the share by which the allocator's loss is higher, with
+    the 95 % interval; `p` two-sided. Of what the plan names as confirmatory also `holm` (corrected over all of them),
+    `equivalence` (p of two one-sided tests against the plan's margin, corrected too), `smallest` (the share that could
+    have been shown with the plan's power at the first step of the correction) and the `verdict`. What cannot differ
+    from uniform, or has the very vectors of another allocator, says so instead and is not counted.
     """
-    rows = {}
-    frame, _ = tables.read(table)
+    plan, frame = plans.read(table), tables.read(table).table
+    rows, found = {}, {}
     for setting, part in frame.groupby("setting", sort=False):
-        mean = part.groupby(["allocator", "report_seed"], sort=False)[what].mean().unstack("allocator").astype(float)
-        vectors = part.groupby("allocator").ranks.nunique()
         for name in part.allocator.unique():
-            if name != "uniform":
-                found = evaluation.paired(mean[name], mean.uniform)
-                smallest = evaluation.smallest_effect(mean[name] - mean.uniform) if name != DOUBLE else np.nan
-                rows[setting, name] = [mean.uniform.mean(), *found[:4], smallest, vectors[name]]
-    columns = ["uniform", "estimate", "low", "high", "p", "smallest", "vectors"]
-    found = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    found.index = pd.MultiIndex.from_tuples(found.index, names=["setting", "allocator"])
-    equal = found.index.get_level_values("allocator") != DOUBLE
-    found["holm"] = np.nan
-    found.loc[equal, "holm"] = evaluation.holm(found.p[equal].tolist())
-    return found.astype({"vectors": int})
+            if name not in (UNIFORM, ALONE):
+                found[setting, name] = here = evaluation.crossed(effects(part, name))
+                shares = [math.expm1(x) for x in here[:3]]
+                uniform = _wide(part, UNIFORM, "loss").to_numpy().mean()
+                rows[setting, name] = [uniform, *shares, here.p, _same(part, name, plan.confirmatory)]
+    columns = ["uniform", "estimate", "low", "high", "p", "verdict"]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["setting", "allocator"])
+    tested = [key for key in table.index if key[1] in plan.confirmatory and not table.verdict[key]]
+    return table.join(_tested({key: found[key] for key in tested}, plan)).pipe(_judged, plan)
 
 
-def beats_uniform(found: pd.DataFrame, better: int = -1) -> pd.Series:
-    """The criterion that notebook 32 stated: all of the interval on the better side of zero, and Holm's p below 0.05.
+def _same(part: pd.DataFrame, name: str, confirmatory: Sequence[str]) -> str:
+    """Why an allocator is no test of its own: its vectors are uniform's or an earlier allocator's; else empty."""
+    vectors = part.groupby("allocator", sort=False).ranks.agg(lambda some: tuple(sorted(set(some.dropna()))))
+    before = [UNIFORM, *(other for other in confirmatory if other in vectors)]
+    earlier = before[: before.index(name)] if name in before else before[:1]
+    return next((f"the same as {other}" for other in earlier if vectors[other] == vectors[name]), "")
 
-    `found` as `differences` gives it; `better` is -1 for a loss, 1 for an accuracy.
+
+def _tested(found: dict[tuple[str, str], evaluation.Crossed], plan: plans.Plan) -> pd.DataFrame:
+    margin = math.log(1 - plan.margin), math.log(1 + plan.margin)
+    rows = {key: [each.p, each.within(*margin), math.expm1(each.smallest(plan.power, plan.level / len(found)))]
+            for key, each in found.items()}  # fmt: skip
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["holm", "equivalence", "smallest"])
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["setting", "allocator"])
+    return table.assign(holm=evaluation.holm(table.holm), equivalence=evaluation.holm(table.equivalence))
+
+
+def _judged(table: pd.DataFrame, plan: plans.Plan) -> pd.DataFrame:
+    differs, alike = table.holm < plan.level, table.equivalence < plan.level
+    side = np.where(table.estimate < 0, "better", "worse")
+    verdict = np.select(
+        [differs & alike, differs, alike, table.holm.notna()],
+        [side + f", by less than {plan.margin:.0%}".replace("%", " %"), side, "equivalent", "undecided"],
+        default=table.verdict,
+    )
+    return table.assign(verdict=verdict)
+
+
+def over_settings(where: dict[str, Sequence[str]], allocators: Sequence[str]) -> pd.DataFrame:
+    """The mixed-effects estimate of each allocator over settings (tables: their settings) that share report seeds.
+
+    Searches are averaged; settings and seeds are random, so the interval speaks of other settings like these. Columns
+    `estimate`, `low`, `high` (the share by which the loss is higher), `p`, `equivalence`, `settings`, `seeds`.
     """
-    edge = found.high if better < 0 else -found.low
-    return (edge < 0) & (found.holm < 0.05)
+    parts = [(tables.read(name).table, setting) for name, settings in where.items() for setting in settings]
+    margin, rows = plans.read(TABLES[0]).margin, {}
+    for allocator in allocators:
+        means = [effects(frame[frame.setting == setting], allocator).mean() for frame, setting in parts]
+        wide = pd.concat(means, axis=1).dropna().T
+        found = evaluation.crossed(wide)
+        within = found.within(math.log(1 - margin), math.log(1 + margin))
+        rows[allocator] = [*(math.expm1(x) for x in found[:3]), found.p, within, *wide.shape]
+    return pd.DataFrame.from_dict(
+        rows, orient="index", columns=["estimate", "low", "high", "p", "equivalence", "settings", "seeds"]
+    )
+
+
+def points(table: str, setting: str, allocator: str) -> evaluation.Crossed:
+    """An allocator's accuracy minus the uniform rank's, in points."""
+    frame = tables.read(table).table
+    return evaluation.crossed(100 * effects(frame[frame.setting == setting], allocator, "accuracy"))
+
+
+def baselines(table: str = "rank_adaptor") -> pd.DataFrame:
+    """Mean losses by setting: the pruned model as it is, the uniform rank here, at its best rate, and doubled."""
+    frame = tables.read(table).table
+    mean = frame.groupby(["setting", "allocator"], sort=False).loss.mean().unstack("allocator")
+    mean[BEST] = mean[BEST].fillna(mean[UNIFORM]) if BEST in mean else mean[UNIFORM]
+    return mean.loc[frame.setting.unique(), [ALONE, UNIFORM, BEST, DOUBLE]]
 
 
 def curse(table: str = "rank_adaptor") -> pd.DataFrame:
-    """What searches promised and what was left: a row for each (setting, allocator, search seed), in nats to uniform.
+    """What searches promised and what was left, by (setting, allocator, search seed), as shares of uniform's loss.
 
-    `promised`: the chosen vector minus the uniform rank on the search's examples under the search's own seed;
-    `kept`: the same vectors on the report's examples under fresh seeds.
+    `promised`: of the chosen vector on the search's examples under the search's own seed; `kept`: of the same vector on
+    the report's examples under fresh seeds.
     """
-    searched, _ = tables.read(f"{table}_search")
-    report, _ = tables.read(table)
-    mean = report.groupby(["setting", "allocator", "which"], dropna=False).loss.mean()
+    searched, report = tables.read(f"{table}_search").table, tables.read(table).table
     rows = {}
     for (setting, seed), part in searched.groupby(["setting", "search_seed"], sort=False):
-        uniform = part[part.allocator == "uniform"].measured.item()
-        for name, history in part[part.allocator != "uniform"].groupby("allocator", sort=False):
+        uniform = part[part.allocator == UNIFORM].measured.item()
+        for name, history in part[part.allocator != UNIFORM].groupby("allocator", sort=False):
             own = history[history.phase == "exact"]  # what a searcher chose for other reasons than its score
             chosen = own.measured.item() if len(own) else history.measured.min()
-            fresh = mean[setting, name, seed] - mean[setting, "uniform"].item()
-            rows[setting, name, seed] = [chosen - uniform, fresh]
+            fresh = effects(report[report.setting == setting], name).loc[seed].mean()
+            rows[setting, name, seed] = [chosen / uniform - 1, math.expm1(fresh)]
     found = pd.DataFrame.from_dict(rows, orient="index", columns=["promised", "kept"]).astype(float)
     found.index = pd.MultiIndex.from_tuples(found.index, names=["setting", "allocator", "search seed"])
     return found
 
 
 def best_of_n(setting: str, table: str = "rank_adaptor") -> pd.DataFrame:
-    """The best of N equal-parameter vectors by one report seed, minus uniform: under that seed, and under the others.
+    """The best of N random vectors by one report seed, against uniform: under that seed, and under the others.
 
-    A row for each N, the mean over seeds and over the orders in which the vectors are drawn: what taking the best of
-    many noisy measurements shows, and what it is worth.
+    A row for each N, the mean effect over seeds and over the orders in which the vectors are drawn: what taking the
+    best of many noisy measurements shows, and what it is worth.
     """
-    frame, _ = tables.read(table)
-    part = frame[(frame.setting == setting) & (frame.allocator != DOUBLE) & ~frame.allocator.str.startswith("uniform,")]
-    wide = part.drop_duplicates(["ranks", "report_seed"]).pivot(index="ranks", columns="report_seed", values="loss")
-    uniform = part[part.allocator == "uniform"].ranks.iloc[0]
-    gain = (wide - wide.loc[uniform]).drop(index=uniform).to_numpy(float)
+    frame = tables.read(table).table
+    gain = effects(frame[frame.setting == setting], RANDOM).to_numpy()
     elsewhere = (gain.sum(1, keepdims=True) - gain) / (gain.shape[1] - 1)
     randomness = np.random.Generator(np.random.Philox(0))
     orders = np.stack([randomness.permutation(len(gain)) for _ in range(500)])
@@ -87,31 +155,17 @@ def best_of_n(setting: str, table: str = "rank_adaptor") -> pd.DataFrame:
         pick = np.take_along_axis(orders[:, :n, None], first.argmin(1)[:, None], 1)[:, 0]
         seeds = np.arange(gain.shape[1])
         rows[n] = [gain[pick, seeds].mean(), elsewhere[pick, seeds].mean()]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["as selected", "on other seeds"]).rename_axis("N")
-
-
-def spread_of_vectors(table: str = "rank_adaptor") -> pd.DataFrame:
-    """By setting, standard deviations of the loss between rank vectors, between seeds, and of what neither explains.
-
-    All reported vectors at equal parameters under the same report seeds; `ceiling` is the share of the variance under
-    one seed that a model of the ranks could explain.
-    """
-    frame, _ = tables.read(table)
-    rows = {}
-    for setting, part in frame.groupby("setting", sort=False):
-        part = part[(part.allocator != DOUBLE) & ~part.allocator.str.startswith("uniform,")]
-        wide = part.drop_duplicates(["ranks", "report_seed"]).pivot(index="ranks", columns="report_seed", values="loss")
-        found = evaluation.two_way(wide)
-        rows[setting] = [len(wide), *found, found.explained]
-    columns = ["vectors", "sd of vectors", "sd of seeds", "noise", "F", "p", "ceiling"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("setting")
+    return np.expm1(
+        pd.DataFrame.from_dict(rows, orient="index", columns=["as selected", "on other seeds"]).rename_axis("N")
+    )
 
 
 def explained(table: str = "rank_adaptor") -> pd.DataFrame:
-    """How much of the loss a model explains on rank vectors that it has not seen: five-fold cross-validated R².
+    """How much of the loss a model of the ranks explains on vectors that it has not seen, and how much it could.
 
-    A row for each (setting, search seed), over the random vectors that were measured under that seed; RankAdaptor's
-    MLP, and the additive concave model.
+    By setting, on the same random vectors under the same seeds: five-fold cross-validated R² under one seed, the mean
+    over seeds, of RankAdaptor's MLP and of the additive concave model; and the ceiling, the share of the variance under
+    one seed that is the vectors' (analysis of variance), beside the standard deviations behind it, in nats.
     """
 
     def mlp(train, values, test):
@@ -120,16 +174,19 @@ def explained(table: str = "rank_adaptor") -> pd.DataFrame:
     def additive(train, values, test):
         return search.AdditiveModel.fit(train, values).predict(test)
 
-    searched, _ = tables.read(f"{table}_search")
-    drawn = searched[searched.phase.isin(["random", "offline"])].drop_duplicates(["setting", "search_seed", "ranks"])
-    rows = {}
-    for (setting, seed), part in drawn.groupby(["setting", "search_seed"], sort=False):
-        vectors, scores = _vectors(part.ranks), part.measured.tolist()
-        r2 = [search.cross_validated_r2(fit, vectors, scores, folds=5, seed=0) for fit in (mlp, additive)]
-        rows[setting, seed] = [len(vectors), *r2]
-    found = pd.DataFrame.from_dict(rows, orient="index", columns=["vectors", "five-layer MLP", "additive concave"])
-    found.index = pd.MultiIndex.from_tuples(found.index, names=["setting", "search seed"])
-    return found.astype({"vectors": int})
+    frame, rows = tables.read(table).table, {}
+    for setting, part in frame[frame.allocator == RANDOM].groupby("setting", sort=False):
+        wide = _wide(part, RANDOM, "loss")
+        vectors = _vectors(part.drop_duplicates("which").set_index("which").ranks[wide.index])
+        r2 = [
+            np.mean([search.cross_validated_r2(fit, vectors, wide[seed], folds=5, seed=0) for seed in wide])
+            for fit in (mlp, additive)
+        ]
+        spread = evaluation.two_way(wide)
+        rows[setting] = [*wide.shape, *r2, spread.explained, spread.rows, spread.seeds, spread.noise]
+    columns = ["vectors", "seeds", "five-layer MLP", "additive concave", "ceiling", "sd of vectors", "sd of seeds"]
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=[*columns, "noise"])
+    return found.astype({"vectors": int, "seeds": int}).rename_axis("setting")
 
 
 def _vectors(written: pd.Series) -> list[tuple[int, ...]]:

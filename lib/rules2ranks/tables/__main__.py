@@ -14,7 +14,7 @@ import yaml
 
 from rules2ranks import runs, tables
 from rules2ranks.published import data_folder
-from rules2ranks.tables import Rows, compression, edge, language_suite, ranks, rates
+from rules2ranks.tables import Rows, compression, edge, language_suite, plans, ranks, recoveries
 
 #: Each takes typed settings and a number of workers, and gives tables by name and the one-thread seconds behind them.
 Maker = Callable[[Any, int], tuple[dict[str, Rows], float]]
@@ -22,9 +22,10 @@ MAKERS: dict[str, Maker] = {
     "edge_of_chaos": edge.edge_of_chaos,
     "edge_ablations": edge.edge_ablations,
     "compression": compression.compression,
+    "recovery_rates": recoveries.recovery_rates,
     "rank_adaptor": ranks.rank_adaptor,
     "rank_settings": ranks.rank_settings,
-    "recovery_rates": rates.recovery_rates,
+    "recoveries": recoveries.recoveries,
 }
 ON_REQUEST: dict[str, Maker] = {"language_suite": language_suite.language_suite}
 
@@ -33,7 +34,7 @@ def profile_settings(profile: str) -> dict[str, Any]:
     """The `reference` part of `profiles/<profile>.yaml`, as it stands there.
 
     Raises:
-        FileNotFoundError: there is no such profile.
+        FileNotFoundError: there is no such profile, or a plan that it names is not there.
         ParameterError: a setting that its table does not know, or an impossible value.
     """
     file = data_folder().parent / "profiles" / f"{profile}.yaml"
@@ -46,25 +47,36 @@ def profile_settings(profile: str) -> dict[str, Any]:
     return settings
 
 
+def planned(given: Any) -> tuple[Any, dict[str, str]]:
+    """Settings as a table's maker takes them, and what its note says of their plan: `{plan: name}` names one."""
+    if not isinstance(given, dict) or set(given) != {"plan"}:
+        return given, {}
+    name = given["plan"]
+    return plans.read(name).run, {"plan": f"data/plans/{name}.yaml", "plan_sha256": plans.digest(name)}
+
+
 def checked(name: str, given: Any) -> runs.Params:
     """A table's settings as its maker takes them."""
     makers = MAKERS | ON_REQUEST
     if name not in makers:
         raise runs.ParameterError(f"unknown table {name!r}: choose from {', '.join(makers)}")
     try:
-        return get_type_hints(makers[name])["settings"].check(given or {})
+        return get_type_hints(makers[name])["settings"].check(planned(given)[0] or {})
     except runs.ParameterError as error:
         raise runs.ParameterError(f"settings of the table {name}: {error}") from None
 
 
-def write(name: str, maker: str, rows: Rows, settings: dict, seconds: float, profile: str) -> None:
-    """Only the laptop profile's tables carry a plain name: another profile's stand beside them, under its own."""
+def write(name: str, maker: str, rows: Rows, about: dict[str, Any], seconds: float, profile: str) -> None:
+    """Only the laptop profile's tables carry a plain name: another profile's stand beside them, under its own.
+
+    `about`: the settings, and the plan if there was one.
+    """
     table = pd.DataFrame(rows).convert_dtypes()
     file = tables.place(name if profile == "laptop" else f"{name}_{profile}")
     file.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(file, index=False)
     command = f"python -m rules2ranks.tables {maker} --profile {profile}"
-    note = {"command": command, "settings": settings, "seconds": round(seconds), "rows": len(table), **runs.where()}
+    note = {"command": command, **about, "seconds": round(seconds), "rows": len(table), **runs.where()}
     runs.write_json(file.with_suffix(".json"), note)
 
 
@@ -86,9 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"profile {asked.profile} has no settings for {', '.join(sorted(missing))}")
     for name in asked.tables or [name for name in MAKERS if name in settings]:
         begin = time.monotonic()
-        made, seconds = makers[name](checked(name, settings[name]), asked.workers)
+        given, plan = planned(settings[name])  # as they are when the run begins
+        made, seconds = makers[name](checked(name, given), asked.workers)
         for table, rows in made.items():
-            write(table, name, rows, settings[name], seconds, asked.profile)
+            write(table, name, rows, plan | {"settings": given}, seconds, asked.profile)
         minutes = (time.monotonic() - begin) / 60
         print(f"{name}: {sum(map(len, made.values()))} rows in {minutes:.1f} min", flush=True)
 

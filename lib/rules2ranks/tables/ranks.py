@@ -6,36 +6,48 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from rules2ranks import recovery, runs, search
+from rules2ranks import runs, search
 from rules2ranks.configuration import Configuration
 from rules2ranks.stages import ranks
-from rules2ranks.stages.compressing import Pruning, Recovery, recover
-from rules2ranks.stages.ranges import Rank, Rate, Seed, Size
+from rules2ranks.stages.compressing import prune, recover
+from rules2ranks.stages.ranges import Seed, Size
 from rules2ranks.stages.ranks import Problem, Question
 from rules2ranks.tables import Rows, read_ranks, written
 from rules2ranks.tables.many import measure, seconds_of, stage_jobs
 
-Method = Literal[*recovery.METHODS]
+#: The control whose vectors are drawn, and the row of the pruned model as it is.
+RANDOM, ALONE = "random vectors", "pruned only"
 
 
 class Setting(Question):
-    """A question, and who is to answer it: controls, searchers and methods, under which seeds."""
+    """A question, and who is to answer it: controls and searchers, under which seeds.
+
+    Random vectors are reported under `random_seeds` (None: all of `report_seeds`). `others` are the uniform rank
+    recovered otherwise: its name in the table, and what is other.
+    """
 
     controls: list[Literal[*ranks.CONTROLS]]
     random: Size
+    random_seeds: list[Seed] | None = None
     searchers: list[Literal[*search.SEARCHERS]]
     offline: Size
     rounds: Size
     candidates: Size
     search_seeds: list[Seed]
     report_seeds: list[Seed]
-    methods: dict[Method, dict[str, Any]] = Field(default_factory=dict)
+    others: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _methods_fit(self) -> Self:
-        for name, how in self.methods.items():  # told now, not after the searches
-            self.recover.but(method=name, **how)
+    def _others_fit(self) -> Self:
+        for how in self.others.values():  # told now, not after the searches
+            self.recover.but(**how)
+        if not set(self.random_seeds or ()) <= set(self.report_seeds):
+            raise ValueError("random_seeds must be among report_seeds, under which uniform is reported")
         return self
+
+    def seeds(self, allocator: str) -> list[Seed]:
+        """Those under which an allocator is reported."""
+        return (self.random_seeds if allocator == RANDOM else None) or self.report_seeds
 
     def searcher(self, name: str) -> search.Searcher:
         """The searcher of that name with this setting's sizes, as far as it has any."""
@@ -57,12 +69,12 @@ class RankTable(runs.Params):
 
 
 class Chosen(NamedTuple):
-    """Ranks, who chose them, with which search seed or as which of several, and what else their recoveries take."""
+    """Ranks, who chose them, with which search seed or as which of several, and what is other in their recoveries."""
 
     allocator: str
     which: int | None
     ranks: Configuration | int
-    method: dict[str, Any]
+    other: dict[str, Any]
 
 
 def table(name: str, settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
@@ -74,11 +86,12 @@ def table(name: str, settings: RankTable, workers: int) -> tuple[dict[str, Rows]
         (setting, choice, seed)
         for setting, problem in problems.items()
         for choice in _choices(problem, searched[setting])
-        for seed in problem.question.report_seeds
+        for seed in problem.question.seeds(choice.allocator)
     ]
-    jobs = [problems[setting].recovery(choice.ranks, seed).but(**choice.method) for setting, choice, seed in asked]
+    jobs = [problems[setting].recovery(choice.ranks, seed).but(**choice.other) for setting, choice, seed in asked]
     results = measure(stage_jobs("recover", jobs), workers, "report")
-    rows = [
+    rows = [{"setting": name, **_alone(problem)} for name, problem in problems.items()]
+    rows += [
         {"setting": setting, **_row(problems[setting], choice, seed, result)}
         for (setting, choice, seed), result in zip(asked, results, strict=True)
     ]
@@ -128,7 +141,7 @@ def _trial(
 
 
 def _choices(problem: Problem, searched: Rows) -> list[Chosen]:
-    """The controls, the choice of every search, and the uniform rank by other methods."""
+    """The controls, the choice of every search, and the uniform rank recovered otherwise."""
     setting, chosen = problem.question, []
     for kind in setting.controls:
         found = problem.control(kind, setting.random)
@@ -140,12 +153,16 @@ def _choices(problem: Problem, searched: Rows) -> list[Chosen]:
             best = next((e for e in entries if e["phase"] == "exact"), min(entries, key=lambda e: e["measured"]))
             chosen.append(Chosen(kind, seed, problem.choice(read_ranks(best["ranks"])), {}))
     uniform = setting.mean_rank
-    methods = setting.methods.items()
-    return chosen + [Chosen(f"uniform, {name}", None, uniform, {"method": name, **how}) for name, how in methods]
+    return chosen + [Chosen(name, None, uniform, how) for name, how in setting.others.items()]
+
+
+def _alone(problem: Problem) -> dict[str, Any]:
+    """The pruned model before any recovery."""
+    after = prune(problem.question.pruned).metrics["after"]
+    return {"allocator": ALONE} | {name: value for name, value in after.items() if isinstance(value, int | float)}
 
 
 def _row(problem: Problem, choice: Chosen, seed: int, result: runs.Result) -> dict[str, Any]:
-    given = problem.question
     scores = {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
     return {
         "allocator": choice.allocator,
@@ -153,18 +170,15 @@ def _row(problem: Problem, choice: Chosen, seed: int, result: runs.Result) -> di
         "ranks": written(choice.ranks, problem.shapes.names),
         "report_seed": seed,
         **{name: value for name, value in scores.items() if not name.startswith("search_")},
-        "ratio": given.pruned.ratio,
-        "spread": given.pruned.spread,
-        "mean_rank": given.mean_rank,
-        "per": given.per,
+        **{name: result.params[name] for name in ("method", "lr", "steps")},
     }
 
 
 def rank_adaptor(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
-    """The full comparison: every allocator where much is pruned, spread in both ways."""
+    """Which layer, which kind of matrix, which matrix: allocators at the best rate and at the one below."""
     return table("rank_adaptor", settings, workers)
 
 
 def rank_settings(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
-    """Fewer allocators in more settings: other shares, budgets, learning rates, units, and another model."""
+    """The ranks of layers again where other shares were pruned, spread otherwise, and of another model."""
     return table("rank_settings", settings, workers)

@@ -1,0 +1,79 @@
+"""A plan beside its run: what was stated before, what the table holds, and where they differ."""
+
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from rules2ranks import tables
+from rules2ranks.tables import plans
+
+#: An earlier comparison, whose run did not keep to its plan: both as settings of a table of ranks.
+SUPERSEDED = "superseded"
+_DEFAULT = {"lr": 0.01, "steps": 60}
+
+
+def deviations(table: str) -> pd.DataFrame:
+    """What the plan of a table says beside what the table holds, by (setting, what); `differs` marks deviations."""
+    return _beside(_stated(plans.read(table).run), _held(table))
+
+
+def superseded() -> pd.DataFrame:
+    """The same of the earlier comparison, from the settings of its plan and of its run."""
+    both = yaml.safe_load(plans.place(SUPERSEDED).read_text())
+    return _beside(_stated(both["planned"]), _stated(both["ran"]))
+
+
+def as_committed(table: str) -> bool:
+    """Whether the plan's hash in the table's note is that of the committed plan."""
+    return tables.read(table).note["plan_sha256"] == plans.digest(table)
+
+
+def _beside(planned: dict[str, dict], ran: dict[str, dict]) -> pd.DataFrame:
+    rows = {
+        (setting, what): [planned.get(setting, {}).get(what, "not planned"), ran.get(setting, {}).get(what, "not run")]
+        for setting in [*planned, *(name for name in ran if name not in planned)]
+        for what in planned.get(setting) or ran[setting]
+    }
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=["planned", "run"])
+    found.index = pd.MultiIndex.from_tuples(found.index, names=["setting", "what"])
+    return found.assign(differs=found.planned.astype(str) != found.run.astype(str))
+
+
+def _stated(run: dict[str, Any]) -> dict[str, dict]:
+    """What settings of a table of ranks come to, by setting."""
+    shared, found = {name: value for name, value in run.items() if name != "settings"}, {}
+    for name, own in run["settings"].items():
+        given = shared | own
+        how = _DEFAULT | given.get("recover", {})
+        allocators = [*given["controls"], *given["searchers"], *given.get("others", {})]
+        found[name] = {
+            "allocators": sorted(allocators),
+            "report seeds": len(given["report_seeds"]),
+            "searches": len(given["search_seeds"]),
+            "measurements a search": given["offline"] + given["rounds"],
+            "random vectors": given["random"],
+            "seeds of these": len(given.get("random_seeds") or given["report_seeds"]),
+            "learning rate": float(how["lr"]),
+            "steps": how["steps"],
+        }
+    return found
+
+
+def _held(table: str) -> dict[str, dict]:
+    """The same, counted in the table and in its searches."""
+    frame, searched, found = tables.read(table).table, tables.read(f"{table}_search").table, {}
+    for setting, part in frame.groupby("setting", sort=False):
+        uniform, random = part[part.allocator == "uniform"], part[part.allocator == "random vectors"]
+        history = searched[(searched.setting == setting) & (searched.allocator == "RankAdaptor")]
+        found[setting] = {
+            "allocators": sorted(set(part.allocator) - {"pruned only"}),
+            "report seeds": uniform.report_seed.nunique(),
+            "searches": history.search_seed.nunique(),
+            "measurements a search": int(history.groupby("search_seed").size().max()),
+            "random vectors": random.which.nunique(),
+            "seeds of these": random.report_seed.nunique(),
+            "learning rate": float(uniform.lr.iloc[0]),
+            "steps": int(uniform.steps.iloc[0]),
+        }
+    return found
