@@ -1,11 +1,13 @@
 """The stages that compress, at tiny sizes: equal choices are one result, and a fidelity is a stop on one schedule."""
 
+import math
+
 import pytest
 import torch
 
-from rules2ranks import models, recovery, stages
+from rules2ranks import models, pruning, recovery, stages
 from rules2ranks.runs import ParameterError
-from rules2ranks.stages import compressing, subjects
+from rules2ranks.stages import compressing, retraining, subjects
 from rules2ranks.stages.compressing import Pruning, Recovery
 from tiny_rows import TINY
 
@@ -188,3 +190,40 @@ def test_shapes_of_a_pruned_model_need_no_weights(monkeypatch):
             assert matrix.numbers == model.get_submodule(name).weight.numel()
     monkeypatch.setattr(compressing, "load_pruned", None)
     assert compressing.pruned_shapes(given) == found
+
+
+# --- all weights trained ------------------------------------------------------------------------------------------
+
+
+def test_all_weights_are_trained_on_a_recovery_s_examples(trained_batches):
+    pruned = {"ratio": 0.4}
+    found = stages.retrain(pruned=pruned, steps=5, batch=4, examples=56, lr=1e-3)
+    assert trained_batches == [4] * 5
+    model = pruning.load_pruned(found.folder)
+    assert found.metrics["trained_parameters"] == models.parameter_count(model)
+    assert subjects.subject("language").evaluate("report", model)["loss"] == pytest.approx(found.metrics["loss"])
+    before = compressing.load_pruned(Pruning.check(pruned))
+    assert all(not torch.equal(a, b) for a, b in zip(before.parameters(), model.parameters(), strict=True))
+    # The first step's loss, before anything has moved: the same batch as a recovery's at this seed, the same model.
+    beside = stages.recover(**SHORT, seed=0).metrics["history"]["loss"]
+    assert found.metrics["history"]["loss"][0] == pytest.approx(beside[0], rel=1e-5)
+
+
+def test_a_new_model_has_the_pruned_shapes_and_new_weights_and_examples():
+    given = {"pruned": {"ratio": 0.4}, "start": "scratch", "steps": 2, "batch": 4, "examples": None, "seed": 3}
+    begun = retraining.Retraining.check(given)
+    model = retraining._begun(begun)
+    assert pruning.sizes(model) == stages.prune(ratio=0.4).metrics["sizes"]
+    whole = models.small_llama(3)
+    assert torch.equal(model.model.embed_tokens.weight, whole.model.embed_tokens.weight)
+    assert not torch.equal(model.model.norm.weight, compressing.load_pruned(begun.pruned).model.norm.weight)
+    found = stages.retrain(begun)
+    assert found.metrics["loss"] == pytest.approx(math.log(50), rel=0.1)  # it has learnt next to nothing
+
+
+def test_the_model_of_a_rule_is_retrained():
+    pruned = {"base": {"source": 204, **TINY}, "ratio": 0.3, "protect": (0, 0)}
+    for start in ("pruned", "scratch"):
+        found = stages.retrain(pruned=pruned, start=start, steps=2, batch=2, examples=8)
+        assert found.metrics["trained_parameters"] == stages.prune(**pruned).metrics["parameters_after"]
+        assert found.file("weights.safetensors").is_file()

@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from rules2ranks import pruning, recovery
 from rules2ranks.decoders import linears
 from rules2ranks.models import RowGPT, small_llama
+from rules2ranks.recovery import merged as merging
 
 RANKS = [1, 2, 3, 0, 3, 2, 1, 8]
 TOKENS = torch.randint(1, 50, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -300,3 +301,44 @@ def test_gradients_reach_the_adapter_and_nothing_else():
     reached = {name for name, p in wrapped.named_parameters() if p.grad is not None}
     assert reached == set(lora_tensors(wrapped))
     assert any(p.grad.abs().max() > 0 for name, p in wrapped.named_parameters() if "lora_B" in name)
+
+
+# --- the weights merged in every call -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", BASES)
+@pytest.mark.parametrize("method", ["lora", "pissa"])
+def test_a_merged_step_has_the_same_logits_and_gradients(family, method):
+    wrapped = trained(fresh(family), ranks_for(family) if method == "lora" else 2, method=method)
+    merged = recovery.trainable(wrapped)
+    assert merged is not wrapped
+    found = {}
+    for name, model in {"beside": wrapped, "merged": merged}.items():
+        wrapped.zero_grad()
+        logits = model(input_ids=TOKENS).logits
+        logits.square().mean().backward()
+        found[name] = logits, {n: p.grad.clone() for n, p in wrapped.named_parameters() if p.requires_grad}
+    # Sums in another order, in float32.
+    torch.testing.assert_close(found["merged"][0], found["beside"][0], rtol=1e-4, atol=1e-5)
+    for name, gradient in found["beside"][1].items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(found["merged"][1][name], gradient, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_a_merged_step_trains_the_adapter_and_keeps_its_own_mode():
+    wrapped = recovery.add_adapter(gpt2(), 2, seed=0)  # GPT-2 has dropout, of which the mode decides
+    merged = recovery.trainable(wrapped)
+    assert [p for p in merged.parameters() if p.requires_grad] == [p for p in wrapped.parameters() if p.requires_grad]
+    calls = {mode: [merged.train(mode)(input_ids=TOKENS).logits for _ in range(2)] for mode in (True, False)}
+    assert not torch.equal(*calls[True]) and torch.equal(*calls[False])
+    assert not any("lora" in name for name, _ in merged._twin[0].named_modules())
+
+
+@pytest.mark.parametrize("why", ["dropout", "precision", "size", "another layer", "no adapter"])
+def test_what_would_not_pay_or_not_be_the_same_is_trained_as_it_is(why, monkeypatch):
+    model = fresh().to(torch.bfloat16) if why == "precision" else fresh()
+    if why == "size":
+        monkeypatch.setattr(merging, "SMALL", 10)
+    given = {"dropout": {"dropout": 0.1}, "another layer": {"method": "adalora", "steps": 8}}.get(why, {})
+    adapted = model if why == "no adapter" else recovery.add_adapter(model, 2, seed=0, **given)
+    assert recovery.trainable(adapted) is adapted

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from rank_spaces import EIGHT, TINY, every_point, of_ranks, philox
 from rules2ranks.search import AdditiveModel, PerformanceModel, cross_validated_r2, random
@@ -54,10 +55,41 @@ def test_performance_model_learns_repeats_itself_and_leaves_global_randomness_al
     assert PerformanceModel(16).fit(vectors[:3], [2, 2, 2], 0).predict(vectors) == pytest.approx(2, abs=0.5)
 
 
-def test_performance_model_has_the_published_widths():
-    model = PerformanceModel(16).fit(features(EIGHT, random(EIGHT, 2, 0)), [1, 2], 0)
-    linears = [layer for layer in model.net if isinstance(layer, torch.nn.Linear)]
-    assert [layer.in_features for layer in linears] == [8, 32, 32, 32] and linears[-1].out_features == 1
+@pytest.mark.parametrize(("n", "columns"), [(4, 8), (24, 56)])
+def test_performance_model_is_pytorch_s_with_the_published_widths(n, columns):
+    """The same beginning, trained by PyTorch's autograd and Adam: the same predictions to rounding."""
+    vectors = philox(1).integers(0, 9, (n, columns))
+    scores = philox(2).normal(size=n)
+    begun, largest = PerformanceModel(8), 8
+    begun.EPOCHS = 0
+    begun.fit(vectors, scores, seed=5)
+    layers = []
+    for weight, bias in begun._layers:
+        linear = torch.nn.Linear(*weight.shape, dtype=torch.float64)
+        linear.weight.data, linear.bias.data = torch.tensor(weight.T.copy()), torch.tensor(bias.copy())
+        layers += [linear, torch.nn.ReLU()]
+    net = torch.nn.Sequential(*layers[:-1])
+    assert [(a.in_features, a.out_features) for a in net[::2]] == [(columns, 32), (32, 32), (32, 32), (32, 1)]
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+    wanted = torch.tensor((scores - scores.mean()) / scores.std())[:, None]
+    for _ in range(200):
+        optimiser.zero_grad()
+        torch.nn.functional.mse_loss(net(torch.tensor(vectors / largest)), wanted).backward()
+        optimiser.step()
+    expected = net(torch.tensor(vectors / largest)).detach().numpy()[:, 0] * scores.std() + scores.mean()
+    found = PerformanceModel(8).fit(vectors, scores, seed=5).predict(vectors)
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_performance_model_begins_as_pytorch_does():
+    """Uniform up to 1/sqrt(inputs), weights and biases alike."""
+    model = PerformanceModel(8)
+    model.EPOCHS = 0
+    model.fit(philox(1).integers(0, 9, (4, 56)), [0, 1, 2, 3], seed=0)
+    for weight, bias in model._layers:
+        values = np.concatenate([weight.ravel(), bias]) * np.sqrt(len(weight))
+        assert np.abs(values).max() <= 1
+        assert stats.kstest(values, "uniform", (-1, 2)).pvalue > 1e-3
 
 
 def test_cross_validated_r2_tells_a_right_model_from_a_blind_one():

@@ -1,18 +1,20 @@
 """The makers of reference tables at tiny size: every row is what a stage gives for the parameters that it names."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 from rules2ranks import stages, tables
 from rules2ranks.runs import ParameterError, Result
 from rules2ranks.stages import inspecting, learning, subjects, transfer
 from rules2ranks.tables import __main__ as command
-from rules2ranks.tables import compression, edge, language_suite, many, ranks
+from rules2ranks.tables import compression, edge, language_suite, many, plans, ranks, recoveries
 from rules2ranks.tasks import chess
 
 TINY = {"width": 8, "rows": 20, "ring": 40, "layers": 1, "heads": 2, "hidden": 16, "steps": 4, "rounds": 1}
@@ -52,7 +54,7 @@ def in_process(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RULES2RANKS_RUNS", str(tmp_path_factory.mktemp("runs")))
-        for module in (many, edge, ranks, compression, language_suite):
+        for module in (many, edge, ranks, recoveries, compression, language_suite):
             patch.setattr(module, "measure", one_by_one)
         patch.setattr(subjects, "HELD_OUT", 70)
         patch.setattr(transfer, "validation_draw", lambda seed: (12, learning.draw_seed(seed, 1, 0), "validation"))
@@ -239,16 +241,25 @@ ALL = {
     "edge_of_chaos": CHAOS,
     "edge_ablations": ABLATIONS,
     "compression": {"rules": [204], "seeds": [0], "pretrain": TINY, "fragility": {"ratios": [0.3]}},
-    "rank_adaptor": RANKS | {"settings": {"50 %": {}}, "methods": {"pissa": {"lr": 1e-3}}},
+    "rank_adaptor": RANKS | {"settings": {"50 %": {}}, "others": {"uniform, best rate": {"lr": 1e-3}}},
     "rank_settings": RANKS | {"settings": {"per kind": {"per": "kind"}}, "searchers": ["additive"]},
     "recovery_rates": {
-        "pruned": RANKS["pruned"],
-        "ranks": [2],
+        "prunings": {"50 %": RANKS["pruned"]},
         "rank": 2,
-        "methods": [],
-        "rates": [1e-2],
-        "more": [],
+        "ways": {
+            "lora": {"rates": [1e-3, 1e-2], "steps": [2, 120]},
+            "adalora": {"rates": [1e-2], "steps": [4]},
+            "all weights": {"rates": [1e-3], "steps": [2]},
+        },
         "seeds": [0],
+        "scratch": {"prunings": ["50 %"], "steps": 3, "batch": 4, "rates": [1e-3, 1e-2], "seeds": [0]},
+    },
+    "recoveries": {
+        "prunings": {"50 %": RANKS["pruned"]},
+        "ways": ["lora", "all weights"],
+        "rank": 2,
+        "seeds": [7],
+        "scratch": {"prunings": ["50 %"], "steps": 3, "batch": 4, "seeds": [7, 8]},
     },
 }
 
@@ -271,7 +282,7 @@ def test_every_table_is_written_with_its_note(tmp_path: Path, monkeypatch):
     assert tables.read("compression").table.ratio.tolist() == [0, 0.3]
     report = tables.read("rank_adaptor").table
     assert sorted(report.allocator) == sorted(
-        [*RANKS["controls"], "random vectors", *RANKS["searchers"], "uniform, pissa"]
+        [*RANKS["controls"], "random vectors", *RANKS["searchers"], "uniform, best rate", "pruned only"]
     )
     equal = report[report.allocator != "uniform, twice the rank"]
     assert (equal.trained_parameters <= report[report.allocator == "uniform"].trained_parameters.item()).all()
@@ -280,8 +291,47 @@ def test_every_table_is_written_with_its_note(tmp_path: Path, monkeypatch):
     assert searched.groupby("allocator").size().to_dict() == sizes
     assert np.isfinite(searched.measured).all()
     assert json.loads((tmp_path / "rank_adaptor_search.json").read_text())["rows"] == 11
-    assert tables.read("recovery_rates").table.search_loss.between(0, 1).all()
+    check_recoveries(tables.read("recovery_rates").table, tables.read("recoveries").table)
     assert "q_proj=" in tables.read("rank_settings").table.query("allocator == 'additive'").ranks.item()
+
+
+def check_recoveries(tuned: pd.DataFrame, report: pd.DataFrame) -> None:
+    """Every run of the grid, and each way at the best of it."""
+    assert tuned.groupby("way").size().to_dict() == {
+        "pruned only": 1, "lora": 4, "adalora": 1, "all weights": 1, "from scratch": 2,
+    }  # fmt: skip
+    pruned = stages.prune(**RANKS["pruned"]).metrics["after"]
+    assert report[report.way == "pruned only"].loss.item() == pruned["loss"]
+    within = tuned[(tuned.way == "lora") & (tuned.steps == 2)]  # 120 steps are more than the others may have
+    best = within.loc[within.search_loss.idxmin()]
+    own = report[report.way == "lora"]
+    assert (own.lr.item(), own.steps.item()) == (best.lr, best.steps) == recoveries.best(tuned, "50 %", "lora")
+    same = made("recover", pruned=RANKS["pruned"], ranks=2, lr=best.lr, steps=2, seed=7).metrics
+    assert own.loss.item() == same["loss"]
+    new = report[report.way == "from scratch"]
+    assert new.seed.tolist() == [7, 8] and new.trained_parameters.nunique() == 1
+    again = made(
+        "retrain", pruned=RANKS["pruned"], start="scratch", steps=3, batch=4, examples=None, lr=new.lr.iloc[0], seed=8
+    )
+    assert new.loss.iloc[1] == again.metrics["loss"]
+
+
+def test_a_table_is_made_from_its_plan(tmp_path, monkeypatch):
+    text = (plans.place("rank_settings")).read_text()
+    monkeypatch.setattr(plans, "place", lambda name: tmp_path / f"{name}.yaml")
+    monkeypatch.setattr(tables, "place", lambda name: tmp_path / f"{name}.csv")
+    run = RANKS | {"settings": {"50 %": {}}, "searchers": ["additive"]}
+    stated = yaml.safe_load(text) | {"run": run}
+    plans.place("rank_settings").write_text(yaml.safe_dump(stated))
+    monkeypatch.setattr(command, "profile_settings", lambda profile: {"rank_settings": {"plan": "rank_settings"}})
+    command.main(["--workers", "1"])
+    found = tables.read("rank_settings")
+    assert found.note["settings"] == run
+    assert found.note["plan"] == "data/plans/rank_settings.yaml"
+    assert found.note["plan_sha256"] == hashlib.sha256(plans.place("rank_settings").read_bytes()).hexdigest()
+    plans.place("rank_settings").write_text(yaml.safe_dump(stated | {"margins": 0.1}))
+    with pytest.raises(ParameterError, match="did you mean 'margin'"):
+        command.checked("rank_settings", {"plan": "rank_settings"})
 
 
 def test_another_profile_has_files_of_its_own_and_only_its_tables(tmp_path, monkeypatch, capsys):
@@ -300,7 +350,9 @@ def test_reference_settings_are_those_of_the_profile():
     settings = command.profile_settings("laptop")
     for name in command.MAKERS:
         table, note = tables.read(name)
-        assert note["settings"] == settings[name], f"{name}: `make reference` has not run since its settings changed"
+        given, plan = command.planned(settings[name])
+        assert note["settings"] == given, f"{name}: `make reference` has not run since its settings changed"
+        assert plan.items() <= note.items(), f"{name} was not made from the committed plan"
         assert note["rows"] == len(table)
     with pytest.raises(FileNotFoundError, match="make reference"):
         tables.read("nothing")
@@ -320,8 +372,11 @@ def test_reference_settings_are_those_of_the_profile():
         ("compression", ALL["compression"] | {"rules": [256]}, "less than or equal to 255"),
         ("edge_of_chaos", CHAOS | {"shufled_rule": 110}, "did you mean 'shuffled_rule'"),
         ("edge_ablations", ABLATIONS | {"variants": {"a": {"pretrian": {}}}}, "pretrian"),
-        ("rank_adaptor", RANKS | {"settings": {"50 %": {}}, "methods": {"pissa": {"lrr": 1}}}, "did you mean 'lr'"),
-        ("recovery_rates", ALL["recovery_rates"] | {"rates": [2.0]}, "less than or equal to 1"),
+        ("rank_adaptor", RANKS | {"settings": {"50 %": {}}, "others": {"pissa": {"lrr": 1}}}, "did you mean 'lr'"),
+        ("rank_adaptor", RANKS | {"settings": {"50 %": {"random_seeds": [8]}}}, "must be among report_seeds"),
+        ("recovery_rates", ALL["recovery_rates"] | {"ways": {"lora": {"rates": [2.0], "steps": [1]}}}, "or equal to 1"),
+        ("recovery_rates", ALL["recovery_rates"] | {"ways": {}}, "at least 1"),
+        ("recoveries", ALL["recoveries"] | {"ways": ["lorra"]}, "'lora'"),
         ("language_suite", {"step": 3}, "did you mean 'steps'"),
         ("compresion", {}, "unknown table 'compresion': choose from"),
     ],

@@ -54,7 +54,7 @@ def comparisons(table: str = "rank_adaptor") -> pd.DataFrame:
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
     table.index = pd.MultiIndex.from_tuples(table.index, names=["setting", "allocator"])
     tested = [key for key in table.index if key[1] in plan.confirmatory and not table.verdict[key]]
-    return table.join(_tested({key: found[key] for key in tested}, plan)).pipe(_judged, plan)
+    return _judged(table.join(_tested({key: found[key] for key in tested}, plan)), plan) if tested else table
 
 
 def _same(part: pd.DataFrame, name: str, confirmatory: Sequence[str]) -> str:
@@ -89,19 +89,20 @@ def over_settings(where: dict[str, Sequence[str]], allocators: Sequence[str]) ->
     """The mixed-effects estimate of each allocator over settings (tables: their settings) that share report seeds.
 
     Searches are averaged; settings and seeds are random, so the interval speaks of other settings like these. Columns
-    `estimate`, `low`, `high` (the share by which the loss is higher), `p`, `equivalence`, `settings`, `seeds`.
+    as `comparisons` has them, corrected over these allocators, with the number of `settings` and `seeds`.
     """
     parts = [(tables.read(name).table, setting) for name, settings in where.items() for setting in settings]
-    margin, rows = plans.read(TABLES[0]).margin, {}
-    for allocator in allocators:
-        means = [effects(frame[frame.setting == setting], allocator).mean() for frame, setting in parts]
+    found, sizes = {}, {}
+    for name in allocators:
+        means = [effects(frame[frame.setting == setting], name).mean() for frame, setting in parts]
         wide = pd.concat(means, axis=1).dropna().T
-        found = evaluation.crossed(wide)
-        within = found.within(math.log(1 - margin), math.log(1 + margin))
-        rows[allocator] = [*(math.expm1(x) for x in found[:3]), found.p, within, *wide.shape]
-    return pd.DataFrame.from_dict(
-        rows, orient="index", columns=["estimate", "low", "high", "p", "equivalence", "settings", "seeds"]
-    )
+        found["over settings", name], sizes["over settings", name] = evaluation.crossed(wide), wide.shape
+    plan = plans.read(TABLES[1])
+    rows = {key: [*(math.expm1(x) for x in each[:3]), each.p, *sizes[key], ""] for key, each in found.items()}
+    columns = ["estimate", "low", "high", "p", "settings", "seeds", "verdict"]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["setting", "allocator"])
+    return _judged(table.join(_tested(found, plan)), plan).droplevel("setting")
 
 
 def points(table: str, setting: str, allocator: str) -> evaluation.Crossed:
