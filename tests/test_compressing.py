@@ -226,4 +226,4 @@ def test_the_model_of_a_rule_is_retrained():
     for start in ("pruned", "scratch"):
         found = stages.retrain(pruned=pruned, start=start, steps=2, batch=2, examples=8)
         assert found.metrics["trained_parameters"] == stages.prune(**pruned).metrics["parameters_after"]
-        assert found.file("weights.safetensors").is_file()
+        assert found.file("model.safetensors").is_file()

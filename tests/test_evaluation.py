@@ -1,5 +1,6 @@
 """Intervals, correlations and paired tests against scipy, brute force and known truths."""
 
+import collections
 import itertools
 import warnings
 
@@ -20,6 +21,7 @@ from rules2ranks.evaluation import (
     paired,
     partial_correlation,
 )
+from rules2ranks.evaluation.intervals import philox, redrawn
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def test_correlation_covers_the_truth_about_as_often_as_it_says(seeds, draw):
 def test_noise_between_seeds_widens_the_interval_of_a_correlation(draw):
     x = np.arange(12.0)
     quiet = np.repeat((x + draw.normal(size=12))[:, None], 3, axis=1)
-    noisy = quiet + 6 * (np.array([-1, 0, 1]) + 0 * quiet)
+    noisy = quiet + 12 * np.where(np.arange(12)[:, None] % 2, [-1, 0, 1], [1, 0, -1])
     narrow, wide = correlation(x, quiet, kind="pearson"), correlation(x, noisy, kind="pearson")
     assert wide.estimate == pytest.approx(narrow.estimate)
     assert wide.high - wide.low > 1.2 * (narrow.high - narrow.low)
@@ -117,8 +119,44 @@ def test_runs_with_clusters_are_rules_with_seeds(draw):
     x, y = draw.normal(size=9), draw.normal(size=(9, 4))
     rules = np.repeat(np.arange(9), 4)
     table = correlation(x, pd.DataFrame(y, index=[f"rule {rule}" for rule in range(9)]), seed=5)
-    assert correlation(np.repeat(x, 4), y.ravel(), clusters=rules, seed=5) == table
     assert correlation(x, y, seed=5) == table
+    # Seeds of their own are drawn otherwise, which only the interval shows.
+    nested = correlation(np.repeat(x, 4), y.ravel(), clusters=rules, seed=5)
+    assert (nested.estimate, nested.p, nested.n) == (pytest.approx(table.estimate), table.p, 9)
+    assert (nested.low, nested.high) != (table.low, table.high)
+
+
+def test_one_draw_of_seeds_holds_for_all_rules():
+    """All 3³ draws of rules and 2² of seeds, counted out: the shares that each outcome has."""
+    scores, times = np.array([[0.0, 1.0], [10.0, 30.0], [500.0, 100.0]]), collections.Counter()
+    for rules in itertools.product(range(3), repeat=3):
+        for seeds in itertools.product(range(2), repeat=2):
+            times[tuple(scores[rule, list(seeds)].mean() for rule in rules)] += 1
+    blocks = list(redrawn(scores, philox(0), 40_000))
+    assert {picks.shape[1] for picks, _ in blocks} == {3} and sum(len(picks) for picks, _ in blocks) == 40_000
+    found = collections.Counter(tuple(row) for _, drawn in blocks for row in drawn.tolist())
+    assert set(found) <= set(times)
+    shares = [(found[outcome] / 40_000, count / 108) for outcome, count in times.items()]
+    assert np.abs(np.diff(shares)).max() < 6 * np.sqrt(max(times.values()) / 108 / 40_000)
+
+
+def test_seeds_that_turn_the_slope_are_covered_where_they_are_crossed(draw):
+    """Each of six shared seeds has a slope of its own: drawn within rules, they would seem to be forty times six."""
+    rules, seeds, covered = 40, 6, {"crossed": [], "nested": []}
+    for seed in range(150):
+        x = draw.normal(size=rules)
+        y = x[:, None] * draw.normal(0.5, 0.8, seeds) + 0.5 * draw.normal(size=(rules, 1))
+        expected = 0.5 / np.hypot(0.5, 0.5)
+        given = {"kind": "pearson", "seed": seed, "resamples": 200}
+        both = {
+            "crossed": correlation(x, y, **given),
+            "nested": correlation(np.repeat(x, seeds), y.ravel(), clusters=np.repeat(np.arange(rules), seeds), **given),
+        }
+        for name, found in both.items():
+            covered[name].append(found.low <= expected <= found.high)
+    # 150 trials: 3 points of standard error. Percentiles of six seeds cover less than 95 %.
+    assert np.mean(covered["crossed"]) > 0.78
+    assert np.mean(covered["nested"]) < np.mean(covered["crossed"]) - 0.12
 
 
 def test_rules_may_have_unequal_numbers_of_seeds():

@@ -1,9 +1,9 @@
-"""Correlations over rules: with hierarchical bootstrap intervals, with controls, and between matrices."""
+"""Correlations over rules: with bootstrap intervals over rules and seeds, with controls, and between matrices."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -61,16 +61,17 @@ def correlation(
     level: float = 0.95,
     clusters: Sequence[Hashable] | None = None,
 ) -> Correlation:
-    """Correlation of x with the mean of y over seeds, with a hierarchical bootstrap interval and a permutation p.
+    """Correlation of x with the mean of y over seeds, with a bootstrap interval over both and a permutation p.
 
     The points are *rules*: runs of one rule with several seeds are no more than one point. The interval resamples
-    rules, then within each drawn rule its seeds (percentiles; resamples in which a side is constant are left out).
-    p is two-sided: how often does shuffling the rules give as strong a correlation (all n! orders for n <= 7).
+    rules and seeds (percentiles; resamples in which a side is constant are left out). p is two-sided: how often does
+    shuffling the rules give as strong a correlation (all n! orders for n <= 7).
 
-    `x` (n,); `y` (n,) or (n, seeds), a DataFrame too. Or one entry per run: `x` and `y` (runs,) and `clusters`
-    (runs,), the rule of each; x must be the same in all runs of a rule, and rules may have unequal numbers of seeds.
-    A constant side gives a NaN estimate and a `reason`. Raises ValueError for an unknown kind, unequal lengths,
-    fewer than 3 points, NaN or infinities.
+    `x` (n,); `y` (n,) or (n, seeds), a DataFrame too, whose columns are seeds that all rules share: they are drawn once
+    for all rules (crossed). Or one entry per run: `x` and `y` (runs,) and `clusters` (runs,), the rule of each, for
+    seeds that rules do not share, of which each may have another number: they are drawn within each rule (nested). x
+    must be the same in all runs of a rule. A constant side gives a NaN estimate and a `reason`. Raises ValueError for
+    an unknown kind, unequal lengths, fewer than 3 points, NaN or infinities.
     """
     _check_kind(kind)
     points, scores, seeds = _points(x, y, clusters)
@@ -86,12 +87,9 @@ def correlation(
     p = two_sided(standard_x[orders] @ standard_y, estimate, exact=len(orders) == math.factorial(n))
 
     generator = philox(seed, stream=1)
-    picks = generator.integers(0, n, (resamples, n))
-    total, count = np.zeros(picks.shape), seeds[picks]
-    for place in range(scores.shape[1]):
-        total += np.where(place < count, scores[picks, generator.integers(0, count)], 0)
-    draws = (_standardise(points[picks], kind) * _standardise(total / count, kind)).sum(axis=1)
-    return Correlation(*percentile_interval(estimate, draws, level), p, n)
+    blocks = redrawn(scores, generator, resamples) if clusters is None else _nested(scores, seeds, generator, resamples)
+    draws = [(_standardise(points[picks], kind) * _standardise(drawn, kind)).sum(axis=1) for picks, drawn in blocks]
+    return Correlation(*percentile_interval(estimate, np.concatenate(draws), level), p, n)
 
 
 def partial_correlation(
@@ -107,7 +105,7 @@ def partial_correlation(
     """Correlation of x with the mean of y over seeds, after least squares has removed the controls from both.
 
     For "spearman" x, y and every control are ranked first, and least squares works on the ranks. The interval is that
-    of `correlation`: rules, then seeds within rules, are drawn again, and everything is ranked and fitted anew. p is
+    of `correlation`: rules and the seeds that they share are drawn again, and all is ranked and fitted anew. p is
     two-sided and permutes what the controls leave of y (Freedman and Lane 1983, "A nonstochastic interpretation of
     reported significance levels"); it is approximate where controls and x are correlated, and takes all n! orders for
     n <= 7. Controls may be collinear or constant: those take nothing more away.
@@ -243,6 +241,17 @@ def _points(
     for cluster in range(len(seeds)):
         padded[cluster, : seeds[cluster]] = scores[labels == cluster]
     return first, padded, seeds
+
+
+def _nested(
+    scores: Floats, seeds: NDArray[np.int64], generator: np.random.Generator, resamples: int
+) -> Iterator[tuple[NDArray[np.int64], Floats]]:
+    """As `redrawn`, in one block, where each rule has seeds of its own, the first so many of its row of scores."""
+    picks = generator.integers(0, len(scores), (resamples, len(scores)))
+    total, count = np.zeros(picks.shape), seeds[picks]
+    for place in range(scores.shape[1]):
+        total += np.where(place < count, scores[picks, generator.integers(0, count)], 0)
+    yield picks, total / count
 
 
 def _standardise(values: Floats, kind: Kind) -> Floats:

@@ -107,22 +107,20 @@ def paired(
 def redrawn(
     scores: Floats, generator: np.random.Generator, resamples: int
 ) -> Iterator[tuple[NDArray[np.int64], Floats]]:
-    """Rules drawn with replacement, and means over seeds drawn with replacement within each, in blocks (rows, n) both.
+    """Rules and seeds drawn with replacement, and means over the drawn seeds, in blocks (rows, n) both.
 
-    `scores` (n, seeds). The blocks have `resamples` rows together; small ones stay in the processor's cache.
+    `scores` (n, seeds). Seeds are crossed with rules: a seed is the same initial weights and the same draws for every
+    rule, so one draw of seeds holds for all rules of a resample. The blocks have `resamples` rows together; small ones
+    stay in the processor's cache.
     """
     n, seeds = scores.shape
     rows = max(1, BLOCK // n)
-    flat = scores.ravel()
     for start in range(0, resamples, rows):
-        picks = generator.integers(0, n, (min(rows, resamples - start), n))
-        if seeds == 1:
-            yield picks, flat[picks]
-            continue
-        total = np.zeros(picks.shape)
-        for _ in range(seeds):
-            total += flat[picks * seeds + generator.integers(0, seeds, picks.shape)]
-        yield picks, total / seeds
+        block = min(rows, resamples - start)
+        picks = generator.integers(0, n, (block, n))
+        drawn = generator.integers(0, seeds, (block, seeds))
+        times = (drawn[:, :, None] == np.arange(seeds)).sum(axis=1)  # how often each seed was drawn
+        yield picks, np.take_along_axis(times @ scores.T / seeds, picks, axis=1)
 
 
 def percentile_interval(estimate: float, draws: Floats, level: float) -> Interval:

@@ -91,7 +91,7 @@ def two_lines(
 
     Other than in the paper's code the highest value is sought whatever the shape (a dip is no sweet spot), and p comes
     from Student's t with the points of its side less 2, not from a normal distribution: standard errors are robust to
-    uneven variance (HC3) but rest on few points. The intervals draw rules and then seeds again, as `correlation` does,
+    uneven variance (HC3) but rest on few points. The intervals draw rules and seeds again, as `correlation` does,
     with the break held where it is, and may disagree with p at the margin.
 
     `x` (n,), one value per rule; `y` (n,) or (n, seeds), averaged over seeds. Where x or y is constant, x has fewer
@@ -133,11 +133,11 @@ def two_lines(
 def quadratic(
     x: ArrayLike, y: ArrayLike | pd.DataFrame, *, seed: int = 0, resamples: int = 10_000, level: float = 0.95
 ) -> Quadratic:
-    """Least squares of the mean of y over seeds on x and x², with hierarchical bootstrap intervals.
+    """Least squares of the mean of y over seeds on x and x², with bootstrap intervals over rules and shared seeds.
 
     The usual test of a turning curve, and one that a curve which only levels off passes too: its parabola may well
-    peak inside the range. Read it beside `two_lines`. Rules are drawn again, then seeds within each (percentiles); the
-    interval of the peak leaves out the resamples that do not turn down.
+    peak inside the range. Read it beside `two_lines`. Rules and seeds are drawn again, as `correlation` does
+    (percentiles); the interval of the peak leaves out the resamples that do not turn down.
 
     `x` (n,), one value per rule; `y` (n,) or (n, seeds). Where x or y is constant or x has fewer than 3 values, all is
     NaN and `reason` says so. Raises ValueError for unequal lengths, fewer than 3 points, NaN or infinities.
