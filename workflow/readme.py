@@ -87,7 +87,10 @@ def _times(ratio: float) -> str:
 
 
 def scorecard() -> str:
-    return findings.markdown(findings.scorecard())
+    """The rows that answer the questions; notebook 90 has all."""
+    card, whole = findings.scorecard(front=True), findings.scorecard()
+    more = f"The other {len(whole) - len(card)} rows stand in [notebook 90](notebooks/90_scorecard.ipynb)."
+    return f"{findings.markdown(card)}\n\n{more}"
 
 
 def architectures() -> str:

@@ -1,16 +1,18 @@
 """The papers' numbers beside ours, one question a row: what the scorecard, the README and their notebooks share."""
 
+from typing import Any
+
 import pandas as pd
 
 from rules2ranks import evaluation, published, tables
 from rules2ranks.findings import ranks
 from rules2ranks.findings.compression import robustness
-from rules2ranks.findings.edge import COMPLEX, TASKS, baselines, learnt, lz76, scores, variants
+from rules2ranks.findings.edge import COMPLEX, TASKS, baselines, how_learnt, learnt, lz76, scores, variants
 
-#: The setting of `rank_adaptor` that stands on the scorecard: half removed, as the papers spread it.
-SETTING = "50 %, uniform"
-#: The setting of `rank_settings` in which searches beat the uniform rank.
-LOW_RATE = "50 %, per kind, low rate"
+#: The settings of `rank_adaptor` whose rows stand in README: the paper's question, and where ranks matter most.
+FRONT = ("layers, best rate", "kinds, lower rate")
+#: What the settings of `rank_adaptor` are about, by the word that their names begin with.
+UNITS = {"layers": "a layer", "kinds": "a kind of matrix", "matrices": "a matrix"}
 
 
 def _paper(name: str, quantity: str, setting: str) -> float:
@@ -18,23 +20,34 @@ def _paper(name: str, quantity: str, setting: str) -> float:
     return table[(table.quantity == quantity) & (table.setting == setting)].value.item()
 
 
-Row = dict[str, str]
+Row = dict[str, Any]
 
 
-def scorecard(digits: int = 2) -> pd.DataFrame:
-    """The papers' numbers beside ours, one question a row; what was not reproduced says so."""
+def scorecard(digits: int = 2, front: bool = False) -> pd.DataFrame:
+    """The papers' numbers beside ours, one question a row; what was not reproduced says so. `front`: only the ten rows
+    that answer the questions, as README has them.
+
+    Rows that begin with "Criterion" are those that notebooks stated before the runs, met or not.
+    """
     rows = [*_complexity_rows(digits), *_rank_rows(digits), *_robustness_rows(digits)]
     for question in ("AutoMixQ: bits per layer", "AutoQRA: bits and ranks together", "DarwinLM: evolutionary pruning"):
         rows.append(_row(question, "see data/published/", "not run"))
-    return pd.DataFrame(rows).set_index("question")
+    card = pd.DataFrame(rows).set_index("question")
+    return card[card.pop("front")] if front else card.drop(columns="front")
 
 
-def _row(question: str, paper: str, here: str, how: str = "", interval: tuple | None = None) -> Row:
+def _row(question: str, paper: str, here: str, how: str = "", interval: tuple | None = None, front=False) -> Row:
     """`interval` (estimate, low, high) gives the reading: on which side of zero all of it lies, if on one."""
     reading = ""
     if interval is not None:
         reading = "above zero" if interval[1] > 0 else "below zero" if interval[2] < 0 else "not told from zero"
-    return {"question": question, "paper": paper, "here": here, "reading": reading, "how, here": how}
+    return {"question": question, "paper": paper, "here": here, "reading": reading, "how, here": how, "front": front}
+
+
+def _criterion(question: str, here: str, how: str, met: bool, front: bool = False) -> Row:
+    """A row for what was to be shown, as stated before the runs."""
+    row = _row(f"Criterion: {question}", "not asked", here, how, front=front)
+    return row | {"reading": "met" if met else "not met"}
 
 
 def _complexity_rows(digits: int) -> list[Row]:
@@ -43,7 +56,11 @@ def _complexity_rows(digits: int) -> list[Row]:
     error = ((lz76(list(theirs.index)) - theirs) ** 2).mean() ** 0.5
     span = f"{theirs.min():.0f} to {theirs.max():.0f} phrases"
     how = "LZ76, 100 cells × 11 rows, 20 starts"
-    rows = [_row(f"Lempel-Ziv complexity of {len(theirs)} rules", span, f"the same within RMSE {error:.1f}", how)]
+    rows = [
+        _row(
+            f"Lempel-Ziv complexity of {len(theirs)} rules", span, f"the same within RMSE {error:.1f}", how, front=True
+        )
+    ]
     r = {name: _paper("edge_of_chaos", "Pearson r with Lempel-Ziv complexity", name) for name in
          ("reasoning hard", "reasoning easy", "chess")}  # fmt: skip
     said = {
@@ -70,63 +87,96 @@ def _slope_rows(name: str, said: str, how: str, y: pd.DataFrame, digits: int) ->
     x, rows = lz76(list(y.index)), []
     for kind, symbol, theirs in (("pearson", "Pearson r", said), ("spearman", "Spearman ρ", "")):
         found = evaluation.correlation(x, y, kind=kind)
-        rows.append(_row(f"{symbol} of complexity and score, {name}", theirs, f"{found:.{digits}f}", how, found[:3]))
+        asked, front = f"{symbol} of complexity and score, {name}", kind == "pearson"
+        rows.append(_row(asked, theirs, f"{found:.{digits}f}", how, found[:3], front))
     return rows
 
 
 def _hard_board_rows(x: pd.Series, y: pd.DataFrame, digits: int) -> list[Row]:
     """What the correlation over all rules does not tell: the slope among complex rules, and the task's own ceiling."""
-    within = evaluation.correlation(x[x > COMPLEX], y[x > COMPLEX])
-    question = "Spearman ρ of complexity and score, hard boards, complex rules only"
+    name, rows = "Pearson r with Lempel-Ziv complexity, rules of LZ >= 60", []
+    theirs = f"r = {_paper('edge_of_chaos', name, 'reasoning hard'):.{digits}f} (our reading of the figure)"
+    for kind, symbol, said in (("pearson", "Pearson r", theirs), ("spearman", "Spearman ρ", "")):
+        found = evaluation.correlation(x[x > COMPLEX], y[x > COMPLEX], kind=kind)
+        question = f"{symbol} of complexity and score, hard boards, complex rules only"
+        rows.append(_row(question, said, f"{found:.{digits}f}", f"{found.n} rules", found[:3], bool(said)))
+    left, lines = evaluation.partial_correlation(x, y, how_learnt()), evaluation.two_lines(x, y)
     best, scratch = y.mean(axis=1).max(), baselines("reasoning-hard")["trained from scratch"]
-    shown = f"{best:.{digits}f}; {scratch:.{digits}f}"
+    given = "hard boards, given how well a rule was learnt and the scale of the weights, ρ above zero"
+    falls = f"the right slope has p = {lines.p_fall:.{digits}f}, {lines.n_right} rules"
     return [
-        _row(question, "not reported", f"{within:.{digits}f}", f"{within.n} rules", within[:3]),
+        *rows,
+        _criterion(given, f"{left:.{digits}f}", f"partial Spearman, {left.n} rules", left.low > 0, front=True),
+        _criterion("hard boards, a rise and then a fall", falls, "two-lines test", lines.sweet_spot),
         _row(
             "Hard boards right at step 400, cells as numbers: best frozen network; all weights trained",
             "no such baseline",
-            shown,
+            f"{best:.{digits}f}; {scratch:.{digits}f}",
             "means of seeds",
         ),
     ]
 
 
 def _rank_rows(digits: int) -> list[Row]:
+    found, note = ranks.comparisons(), tables.read("rank_adaptor").note["settings"]
+    sizes = f"{len(note['report_seeds'])} fresh seeds, {len(note['search_seeds'])} searches"
+    rows = []
+    for setting in found.index.unique("setting"):
+        unit, _, rate = setting.partition(", ")
+        for name, row in found.loc[setting].iterrows():
+            if name in (ranks.DOUBLE, ranks.BEST) or row.verdict.startswith("the same"):
+                continue
+            gain = f"loss {100 * row.estimate:+.1f} % [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+            here = f"{gain}; accuracy {ranks.points('rank_adaptor', setting, name):+.{digits}f} points"
+            asked = f"{name} against the uniform rank, one rank {UNITS[unit]}, {rate}"
+            paper = _rank_paper(digits) if (name, unit) == ("RankAdaptor", "layers") else "no such comparison"
+            how = f"half removed, 0.5 M parameters, seven symbolic tasks; {sizes}"
+            front = name == "RankAdaptor" and setting in FRONT
+            rows.append(_row(asked, paper, here, how, front=front) | {"reading": row.verdict or "not tested"})
+    return sorted(rows, key=lambda row: not row["question"].startswith("RankAdaptor")) + _recovery_rows()
+
+
+def _rank_paper(digits: int) -> str:
+    """What the authors' measurements say on the average of seven tasks, and what the paper quotes of one of them."""
+
     def theirs(quantity: str, which: str) -> float:
         return _paper("rank_adaptor", f"{quantity} accuracy", f"LLaMA-7B; 30 % removed; {which}")
 
-    adapted = theirs("BoolQ", "RankAdaptor")
-    quoted, raw = (adapted - theirs("BoolQ", which) for which in ("LoRA", "uniform rank 8"))
+    half = "LLaMA-7B; 50 % removed"
+    best = _paper("rank_adaptor", "average accuracy, best rank vector minus uniform rank 8", half)
+    vectors = _paper("rank_adaptor", "measured rank vectors", half)
+    quoted = theirs("BoolQ", "RankAdaptor") - theirs("BoolQ", "LoRA")
     average = theirs("average", "the record with BoolQ 66.21") - theirs("average", "uniform rank 8")
-    paper = (
-        f"LLaMA-7B, 30 % removed: {quoted:+.{digits}f} on BoolQ as quoted; by the authors' raw data {raw:+.{digits}f}, "
-        f"and {average:+.{digits}f} on the average of seven tasks"
+    return (
+        f"LLaMA-7B, half removed, the authors' raw data: the best of {vectors:.0f} measured vectors {best:+.{digits}f} "
+        f"points on the average of seven tasks; 30 % removed: {quoted:+.{digits}f} on BoolQ as quoted, the same record "
+        f"{average:+.{digits}f} on that average"
     )
-    rows = []
-    for table, where in (("rank_adaptor", SETTING), ("rank_settings", LOW_RATE)):
-        seeds = len(tables.read(table).note["settings"]["report_seeds"])
-        for name, found in ranks.differences(table, "accuracy").loc[where].iterrows():
-            if name == ranks.DOUBLE:
-                continue
-            points = evaluation.Interval(*(100 * found[["estimate", "low", "high"]]))
-            how = f"average of seven symbolic tasks, pruned {where}; {seeds} fresh seeds, 0.5 M parameters"
-            question = f"Accuracy of {name if name.startswith('uniform') else f'ranks by {name}'} − uniform rank"
-            question += "" if where == SETTING else ", one rank a kind of matrix, low learning rate"
-            said = paper if (name, where) == ("RankAdaptor", SETTING) else "no such control"
-            rows.append(_row(question, said, f"{points:+.{digits}f} points", how, points))
-    return sorted(rows, key=lambda row: row["paper"] != paper)
+
+
+def _recovery_rows() -> list[Row]:
+    """What else could be done with as many examples, each way at its best: losses in nats."""
+    frame, rows = tables.read("recoveries").table, []
+    for setting, part in frame.groupby("setting", sort=False):
+        mean = part.groupby("way", sort=False).loss.mean()
+        here = "; ".join(f"{name} {loss:.3g}" for name, loss in mean.sort_values().items())
+        question = f"Loss after recovery, {setting}, each way at its best rate and length"
+        rows.append(_row(question, "no such comparison", here, f"{part.seed.nunique()} seeds, mean rank 2"))
+    return rows
 
 
 def _robustness_rows(digits: int) -> list[Row]:
     area = robustness()
-    x = lz76(list(area.index))
+    x, scale = lz76(list(area.index)), learnt().weight_rms[area.index]
     how = f"{area.shape[0]} rules × {area.shape[1]} seeds, no recovery"
     question = "Spearman ρ of complexity and share kept in pruning"
     found, within = evaluation.correlation(x, area), evaluation.correlation(x[x > COMPLEX], area[x > COMPLEX])
-    few = f"{within.n} rules"
+    left = evaluation.partial_correlation(x, area, scale)
+    asked = "share kept in pruning, given the scale of the weights, ρ told from zero"
     return [
-        _row(question, "not asked", f"{found:.{digits}f}", how, found[:3]),
-        _row(f"{question}, complex rules only", "not asked", f"{within:.{digits}f}", few, within[:3]),
+        _row(question, "not asked", f"{found:.{digits}f}", how, found[:3], front=True),
+        _row(f"{question}, complex rules only", "not asked", f"{within:.{digits}f}", f"{within.n} rules", within[:3]),
+        _criterion(asked, f"{left:.{digits}f}", f"partial Spearman, {left.n} rules", left.low > 0 or left.high < 0),
     ]
 
 
