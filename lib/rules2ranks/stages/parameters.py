@@ -184,6 +184,11 @@ class RankAdaptor(Notebook, name="32_rank_adaptor"):
     seed: Seed
 
 
+class LlamaRanks(Notebook, name="33_llama_ranks"):
+    measurements: Annotated[str, Field(description="the authors' file, your own copy; empty: what was derived from it")]
+    seed: Seed
+
+
 class OwnModel(Notebook, name="36_your_own_model"):
     model: Annotated[str, Field(description="folder or hub name; empty: the one that the notebook makes")]
     data: Annotated[str, Field(description="file of texts; empty: the one that the notebook makes")]
