@@ -72,7 +72,7 @@ def test_each_vector_counts_once_with_the_mean_of_its_rows():
     found = llama_ranks.samples(llama_ranks.Sample(ranks, accuracies, np.array([3, 105, 106, 107])))
     assert found["each vector once"].ranks.tolist() == [[8, 8], [2, 4], [4, 2]]
     assert found["each vector once"].average.tolist() == pytest.approx([51, 40, 44])
-    assert found["one part"].rows.tolist() == [105, 107]
+    assert found["one raw file"].rows.tolist() == [105, 107]
     assert len(found["all rows"].ranks) == 4
 
 
@@ -143,12 +143,12 @@ def test_the_sampling_error_is_the_binomial_one():
 
 def test_the_layer_that_matters_is_named_and_no_other():
     found = llama_ranks.layers(sample(n=200, effect=1.5), resamples=300)
-    rows = [row for row in found if row["pool"] == "one part" and row["what"] == "correlation"]
+    rows = [row for row in found if row["pool"] == "one raw file" and row["what"] == "correlation"]
     p = {row["x"]: float(row["how"].split()[2]) for row in rows}
     assert p[2] < 0.01 and min(p[layer] for layer in p if layer != 2) > 0.05
     planted = value(rows, x=2)
     assert 0.3 < planted["low"] < planted["value"] < planted["high"]
-    assert value(found, pool="one part", what="rank of the best tenth − mean rank", x=2)["low"] > 0
+    assert value(found, pool="one raw file", what="rank of the best tenth − mean rank", x=2)["low"] > 0
 
 
 # --- replays ----------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_the_notebooks_metrics_are_the_tables():
     table, _ = tables.read("llama_ranks")
     expected = json.loads((tables.place("x").parents[1] / "expected" / "33_llama_ranks.json").read_text())
     of = table[(table.model == "LLaMA-7B") & (table.removed == 50)]
-    for pool in ("all rows", "each vector once", "one part"):
+    for pool in ("all rows", "each vector once", "one raw file"):
         mlp = of[(of.analysis == "R²") & (of.pool == pool) & (of.what == "MLP")].value.item()
         assert expected[f"MLP's R², LLaMA-7B 50 %, {pool}"]["value"] == mlp
 

@@ -32,12 +32,12 @@ Integers = NDArray[np.int64]
 SHA256 = "8af8b3a2167c52e685590ac71848a1f8988d4b505df0fe79eceb7535d6f8dc30"
 #: Questions in the public sets that each task is scored on, in the order of `SEVEN`.
 ITEMS = (3270, 1838, 10042, 1267, 2376, 1172, 500)
-#: Where in the file other parts begin: accuracies with four digits, the first with all digits, all 32 layers searched,
-#: one that repeats many of the first, the rest, and the part before it once more.
-PARTS = (0, 101, 128, 548, 629, 902)
+#: The file is these of the authors' `dataset/raw_data/`, one after the other: the row at which each begins. That of 28
+#: July holds the one of 22 July once more, and that one the 50 % rows of 13 July.
+PARTS = {0: "data_20240621", 101: "data_20240713", 128: "data_20241029", 548: "data_20240722", 629: "data_20240728"}
 UNIFORM = 8
 #: The groups in which searches are replayed, each with the sample that they choose from.
-REPLAYED = (("LLaMA-7B", 50, "each vector once"), ("LLaMA-7B", 50, "one part"), ("LLaMA-7B", 20, "each vector once"))
+REPLAYED = {("LLaMA-7B", 50): ("each vector once", "one raw file"), ("LLaMA-7B", 20): ("each vector once",)}
 SEARCHERS = {"random search": 200, "additive": 200, "TPE": 50, "RankAdaptor": 50}
 MEASURED = (5, 10, 15, 20, 30, 40)
 Fit = Callable[[Floats, Floats, Floats], Floats]
@@ -78,7 +78,7 @@ def grouped(records: Sequence[dict]) -> dict[tuple[str, int], Sample]:
 
 
 def samples(group: Sample) -> dict[str, Sample]:
-    """A group as published, with each vector once (the mean of its rows), and of these the largest part of the file."""
+    """A group as published, with each vector once (the mean of its rows), and of these its largest raw file."""
     _, first, which = np.unique(group.ranks, axis=0, return_index=True, return_inverse=True)
     which = which.ravel()
     mean = np.stack([group.accuracies[which == vector].mean(axis=0) for vector in range(len(first))])
@@ -86,11 +86,11 @@ def samples(group: Sample) -> dict[str, Sample]:
     once = Sample(group.ranks[first[order]], mean[order], group.rows[first[order]])
     part = _part(once)
     largest = part == np.bincount(part).argmax()
-    return {"all rows": group, "each vector once": once, "one part": Sample(*(column[largest] for column in once))}
+    return {"all rows": group, "each vector once": once, "one raw file": Sample(*(column[largest] for column in once))}
 
 
 def _part(sample: Sample) -> Integers:
-    return np.searchsorted(PARTS, sample.rows, "right") - 1
+    return np.searchsorted(list(PARTS), sample.rows, "right") - 1
 
 
 def uniform(sample: Sample) -> Floats:
@@ -152,12 +152,12 @@ def spread(group: Sample) -> Rows:
             known = evaluation.correlation(other, average, resamples=2000)
             found += [_row("spread", pool, f"Spearman's r with {what}", "", known[:3], n, f"p = {known.p:.2g}")]
     once = samples(group)["each vector once"]
-    for part in np.unique(_part(once)):
+    for part, name in enumerate(PARTS.values()):
         here = once.average[_part(once) == part]
         if len(here) >= 5:  # fewer would tell single records
             deviation = here.std(ddof=1)
             values = [here.mean(), here.mean() - deviation, here.mean() + deviation]
-            found += [_row("parts", "each vector once", "mean", int(PARTS[part]), values, len(here), "± one sd")]
+            found += [_row("parts", "each vector once", "mean", name, values, len(here), "± one sd")]
     return found
 
 
@@ -192,7 +192,7 @@ def best(group: Sample, noise: tuple[float, float, float]) -> Rows:
 def layers(group: Sample, resamples: int = 2000) -> Rows:
     """Where in depth the ranks go: each layer's correlation with the average, and the best tenth's mean rank."""
     found = []
-    for pool in ("each vector once", "one part"):
+    for pool in ("each vector once", "one raw file"):
         sample = samples(group)[pool]
         searched = np.flatnonzero(np.ptp(sample.ranks, axis=0))
         ranks, y, n = sample.ranks[:, searched].astype(np.float64), sample.average, len(sample.ranks)
