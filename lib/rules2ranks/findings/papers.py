@@ -123,11 +123,11 @@ def _rank_rows(digits: int) -> list[Row]:
     rows = []
     for setting in found.index.unique("setting"):
         unit, _, rate = setting.partition(", ")
+        texts = ranks.percent(found.loc[setting])
         for name, row in found.loc[setting].iterrows():
             if name in (ranks.DOUBLE, ranks.BEST) or row.verdict.startswith("the same"):
                 continue
-            gain = f"loss {100 * row.estimate:+.1f} % [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
-            here = f"{gain}; accuracy {ranks.points('rank_adaptor', setting, name):+.{digits}f} points"
+            here = f"loss {texts[name]} %; accuracy {ranks.points('rank_adaptor', setting, name):+.{digits}f} points"
             asked = f"{name} against the uniform rank, one rank {UNITS[unit]}, {rate}"
             paper = _rank_paper(digits) if (name, unit) == ("RankAdaptor", "layers") else "no such comparison"
             how = f"half removed, 0.5 M parameters, seven symbolic tasks; {sizes}"

@@ -105,6 +105,12 @@ def over_settings(where: dict[str, Sequence[str]], allocators: Sequence[str]) ->
     return _judged(table.join(_tested(found, plan)), plan).droplevel("setting")
 
 
+def percent(found: pd.DataFrame) -> pd.Series:
+    """Effects with their intervals to read: by how many per cent of uniform's the loss is higher."""
+    texts = [f"{100 * r.estimate:+.1f} [{100 * r.low:+.1f}, {100 * r.high:+.1f}]" for r in found.itertuples()]
+    return pd.Series(texts, index=found.index)
+
+
 def points(table: str, setting: str, allocator: str) -> evaluation.Crossed:
     """An allocator's accuracy minus the uniform rank's, in points."""
     frame = tables.read(table).table
