@@ -1,4 +1,4 @@
-"""Intervals, correlations and paired tests against scipy, brute force and known truths."""
+"""Intervals and correlations against scipy, brute force and known truths."""
 
 import collections
 import itertools
@@ -18,7 +18,6 @@ from rules2ranks.evaluation import (
     holm,
     mantel,
     mean_interval,
-    paired,
     partial_correlation,
 )
 from rules2ranks.evaluation.intervals import philox, redrawn
@@ -355,38 +354,6 @@ def test_holm_lies_between_the_p_and_bonferroni_and_keeps_their_order(p, random)
     assert holm(values[order]).tolist() == adjusted[order].tolist()
 
 
-def test_paired_interval_is_that_of_the_differences_and_p_counts_all_signs(draw):
-    a, b = draw.normal(size=7), draw.normal(size=7) - 0.8
-    result = paired(a, b, seed=2)
-    assert result[:3] == tuple(mean_interval(a - b, seed=2))
-    sums = [abs(np.dot(signs, a - b)) for signs in itertools.product((1, -1), repeat=7)]
-    assert result.sign_flip_p == np.mean([s >= abs((a - b).sum()) - 1e-12 for s in sums])
-    assert result.n == 7 and "n = 7" in str(result)
-
-
-def test_sign_flip_p_agrees_with_scipy_beyond_exact_counting(draw):
-    a = draw.normal(size=30) + 0.35
-    theirs = stats.permutation_test((a,), np.sum, permutation_type="samples", n_resamples=20_000, rng=1)
-    # Both are random draws: standard errors of at most 0.005.
-    assert paired(a, np.zeros(30)).sign_flip_p == pytest.approx(theirs.pvalue, abs=0.02)
-
-
-def test_paired_is_antisymmetric_and_six_seeds_cannot_go_below_two_in_64():
-    a, b = np.arange(6) + 10.0, np.arange(6) * 1.1
-    there, back = paired(a, b), paired(b, a)
-    assert there.sign_flip_p == back.sign_flip_p == 2 / 64
-    assert back.estimate == pytest.approx(-there.estimate)
-
-
-def test_paired_series_meet_on_their_shared_seeds():
-    a = pd.Series([1.0, 2.0, 4.0, 9.0], index=[3, 1, 2, 7])
-    b = pd.Series([2.0, 3.0, 0.5, 8.0], index=[1, 2, 3, 5])
-    result = paired(a, b)
-    assert result.n == 3 and result.estimate == pytest.approx((0.5 + 0 + 1) / 3)
-    with pytest.raises(ValueError, match="each seed once"):
-        paired(pd.Series([1.0, 2, 3], index=[0, 0, 1]), b)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -395,7 +362,6 @@ def test_paired_series_meet_on_their_shared_seeds():
         (lambda: mean_interval([[1, 2, 3]]), r"one-dimensional, got the shape \(1, 3\)"),
         (lambda: mean_interval([1, 2, 3], level=95), "level must lie between 0 and 1, got 95"),
         (lambda: mean_interval([1, 2, 3], resamples=9), "resamples must be at least 100, got 9"),
-        (lambda: paired([1, 2, 3], [1, 2]), "same length, got 3 and 2"),
         (lambda: correlation([1, 2, 3], [1, 2]), "x and y must have the same length, got 3 and 2"),
         (lambda: correlation([1, 2], [1, 2]), "at least 3 points are needed for an interval, got 2"),
         (lambda: correlation([1, 2, 3], [[1, 2], [3, np.inf], [5, 6]]), r"y must be finite, got inf at place \(1, 1\)"),

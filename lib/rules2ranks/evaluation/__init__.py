@@ -1,10 +1,10 @@
 """Scores over rules and seeds, and how sure one may be of what they show.
 
-`intervals` gives means and paired differences with bootstrap intervals; `crossed` means over seeds and what was drawn
-beside them, tests of difference and of equivalence, and the smallest effect that could be seen; `variance` what varies
-with what; `correlations` relates rules' complexity to their scores, with and without controls;
-`sweet_spot` asks whether a score rises and then falls; `survival` treats the steps until something was learnt, and the
-failures before the right answer; `benchmarks` is a bridge to lm-eval.
+`intervals` gives means with bootstrap intervals; `crossed` means over seeds and what was drawn beside them, tests of
+difference and of equivalence, and the smallest effect that could be seen; `variance` what varies with what;
+`correlations` relates rules' complexity to their scores, with and without controls; `sweet_spot` asks whether a score
+rises and then falls; `survival` treats the steps until something was learnt, and the failures before the right answer;
+`benchmarks` is a bridge to lm-eval.
 
 Everything resamples from an explicit seed, so the same data give the same interval. Importing this does not load
 torch; `benchmark` needs the optional extra ``llm``.
@@ -13,7 +13,7 @@ torch; `benchmark` needs the optional extra ``llm``.
 from rules2ranks.evaluation.benchmarks import Benchmark, benchmark
 from rules2ranks.evaluation.correlations import Correlation, Kind, correlation, holm, mantel, partial_correlation
 from rules2ranks.evaluation.crossed import Crossed, crossed
-from rules2ranks.evaluation.intervals import Interval, Paired, mean_interval, paired
+from rules2ranks.evaluation.intervals import Interval, mean_interval
 from rules2ranks.evaluation.survival import (
     SurvivalGame,
     TimeToReach,
@@ -31,7 +31,6 @@ __all__ = [
     "Crossed",
     "Interval",
     "Kind",
-    "Paired",
     "Quadratic",
     "SurvivalGame",
     "TimeToReach",
@@ -44,7 +43,6 @@ __all__ = [
     "holm",
     "mantel",
     "mean_interval",
-    "paired",
     "parametric_fits",
     "partial_correlation",
     "quadratic",

@@ -1,4 +1,4 @@
-"""Estimates with intervals: bootstrap over seeds, paired comparisons, and what the other modules share.
+"""Estimates with intervals: bootstrap over seeds, and what the other modules share.
 
 Everything that resamples takes its seed and draws from a counter-based generator (Philox).
 """
@@ -41,22 +41,6 @@ class Interval(NamedTuple):
         return format(self)
 
 
-class Paired(NamedTuple):
-    """The mean difference over `n` shared seeds, its interval, and the two-sided p of the sign-flip test."""
-
-    estimate: float
-    low: float
-    high: float
-    sign_flip_p: float
-    n: int
-
-    def __format__(self, spec: str) -> str:
-        return show(self[:3], spec)
-
-    def __str__(self) -> str:
-        return f"{format(self)} (p = {self.sign_flip_p:.2g}, n = {self.n})"
-
-
 def mean_interval(values: ArrayLike, *, seed: int = 0, resamples: int = 10_000, level: float = 0.95) -> Interval:
     """Mean of a sample (one value per seed) with an expanded percentile bootstrap interval.
 
@@ -73,35 +57,6 @@ def mean_interval(values: ArrayLike, *, seed: int = 0, resamples: int = 10_000, 
     tail = float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1)))
     low, high = np.quantile(sample[picks].mean(axis=1), [tail, 1 - tail])
     return Interval(float(sample.mean()), float(low), float(high))
-
-
-def paired(
-    a: ArrayLike | pd.Series, b: ArrayLike | pd.Series, *, seed: int = 0, resamples: int = 10_000, level: float = 0.95
-) -> Paired:
-    """Mean of a - b over shared seeds: bootstrap interval as in `mean_interval`, and a two-sided sign-flip test.
-
-    `a`, `b`: (n,) with the same seed at the same place, or two pandas Series indexed by seed, of which the seeds that
-    both have are compared. The test asks how often random signs of the differences give a mean as far from zero; all
-    2^n signs are taken where they are no more than `resamples`. With n seeds its p cannot be below 2 / 2^n.
-
-    Raises ValueError for unequal lengths, fewer than 3 shared seeds, a seed that stands twice, NaN or infinities.
-    """
-    if isinstance(a, pd.Series) and isinstance(b, pd.Series):
-        for name, series in (("a", a), ("b", b)):
-            if not series.index.is_unique:
-                raise ValueError(f"{name} must hold each seed once, got {series.index.tolist()}")
-        shared = a.index.intersection(b.index)
-        a, b = a.loc[shared], b.loc[shared]
-    first, second = as_vector(a, "a"), as_vector(b, "b")
-    check_lengths(first, second, "a", "b")
-    difference = first - second
-    interval = mean_interval(difference, seed=seed, resamples=resamples, level=level)
-    n = len(difference)
-    if 2**n <= resamples:
-        signs = np.array(list(itertools.product((1, -1), repeat=n)))
-    else:
-        signs = philox(seed, stream=1).choice((1, -1), (resamples, n))
-    return Paired(*interval, two_sided(signs @ difference, difference.sum(), exact=2**n <= resamples), n)
 
 
 def redrawn(
