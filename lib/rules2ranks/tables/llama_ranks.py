@@ -299,7 +299,7 @@ def make(groups: dict[tuple[str, int], Sample], only: Sequence[str] = (), *, say
         "layers": lambda key: layers(groups[key]),
         "R²": lambda key: r2(groups[key]),
         "replay": lambda key: [
-            row for *of, pool in REPLAYED if tuple(of) == key for row in replays(pool, samples(groups[key])[pool])
+            row for pool in REPLAYED.get(key, ()) for row in replays(pool, samples(groups[key])[pool])
         ],
     }
     for number, name in enumerate(only or steps, 1):
