@@ -44,17 +44,21 @@ def comparisons(table: str = "rank_adaptor") -> pd.DataFrame:
     plan, frame = plans.read(table), tables.read(table).table
     rows, found = {}, {}
     for setting, part in frame.groupby("setting", sort=False):
+        uniform = _wide(part, UNIFORM, "loss").to_numpy().mean()
         for name in part.allocator.unique():
             if name not in (UNIFORM, ALONE):
                 found[setting, name] = here = evaluation.crossed(effects(part, name))
                 shares = [math.expm1(x) for x in here[:3]]
-                uniform = _wide(part, UNIFORM, "loss").to_numpy().mean()
                 rows[setting, name] = [uniform, *shares, here.p, _same(part, name, plan.confirmatory)]
-    columns = ["uniform", "estimate", "low", "high", "p", "verdict"]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    table.index = pd.MultiIndex.from_tuples(table.index, names=["setting", "allocator"])
-    tested = [key for key in table.index if key[1] in plan.confirmatory and not table.verdict[key]]
-    return _judged(table.join(_tested({key: found[key] for key in tested}, plan)), plan) if tested else table
+    effect = _by_key(rows, ["uniform", "estimate", "low", "high", "p", "verdict"])
+    tested = [key for key in effect.index if key[1] in plan.confirmatory and not effect.verdict[key]]
+    return _judged(effect.join(_tested({key: found[key] for key in tested}, plan)), plan) if tested else effect
+
+
+def _by_key(rows: dict[tuple[str, str], list], columns: list[str]) -> pd.DataFrame:
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    found.index = pd.MultiIndex.from_tuples(found.index, names=["setting", "allocator"])
+    return found
 
 
 def _same(part: pd.DataFrame, name: str, confirmatory: Sequence[str]) -> str:
@@ -66,23 +70,25 @@ def _same(part: pd.DataFrame, name: str, confirmatory: Sequence[str]) -> str:
 
 
 def _tested(found: dict[tuple[str, str], evaluation.Crossed], plan: plans.Plan) -> pd.DataFrame:
-    margin = math.log(1 - plan.margin), math.log(1 + plan.margin)
-    rows = {key: [each.p, each.within(*margin), math.expm1(each.smallest(plan.power, plan.level / len(found)))]
-            for key, each in found.items()}  # fmt: skip
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["holm", "equivalence", "smallest"])
-    table.index = pd.MultiIndex.from_tuples(table.index, names=["setting", "allocator"])
-    return table.assign(holm=evaluation.holm(table.holm), equivalence=evaluation.holm(table.equivalence))
+    """The tests of what is confirmatory, corrected over all of it."""
+    margin, level = (math.log(1 - plan.margin), math.log(1 + plan.margin)), plan.level / len(found)
+    rows = {
+        key: [each.p, each.within(*margin), math.expm1(each.smallest(plan.power, level))] for key, each in found.items()
+    }
+    tests = _by_key(rows, ["holm", "equivalence", "smallest"])
+    return tests.assign(holm=evaluation.holm(tests.holm), equivalence=evaluation.holm(tests.equivalence))
 
 
-def _judged(table: pd.DataFrame, plan: plans.Plan) -> pd.DataFrame:
-    differs, alike = table.holm < plan.level, table.equivalence < plan.level
-    side = np.where(table.estimate < 0, "better", "worse")
+def _judged(effect: pd.DataFrame, plan: plans.Plan) -> pd.DataFrame:
+    """Effects with a verdict where they were tested."""
+    differs, alike = effect.holm < plan.level, effect.equivalence < plan.level
+    side = np.where(effect.estimate < 0, "better", "worse")
     verdict = np.select(
-        [differs & alike, differs, alike, table.holm.notna()],
-        [side + f", by less than {plan.margin:.0%}".replace("%", " %"), side, "equivalent", "undecided"],
-        default=table.verdict,
+        [differs & alike, differs, alike, effect.holm.notna()],
+        [side + f", by less than {100 * plan.margin:.0f} %", side, "equivalent", "undecided"],
+        default=effect.verdict,
     )
-    return table.assign(verdict=verdict)
+    return effect.assign(verdict=verdict)
 
 
 def over_settings(where: dict[str, Sequence[str]], allocators: Sequence[str]) -> pd.DataFrame:
@@ -99,10 +105,8 @@ def over_settings(where: dict[str, Sequence[str]], allocators: Sequence[str]) ->
         found["over settings", name], sizes["over settings", name] = evaluation.crossed(wide), wide.shape
     plan = plans.read(TABLES[1])
     rows = {key: [*(math.expm1(x) for x in each[:3]), each.p, *sizes[key], ""] for key, each in found.items()}
-    columns = ["estimate", "low", "high", "p", "settings", "seeds", "verdict"]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    table.index = pd.MultiIndex.from_tuples(table.index, names=["setting", "allocator"])
-    return _judged(table.join(_tested(found, plan)), plan).droplevel("setting")
+    effect = _by_key(rows, ["estimate", "low", "high", "p", "settings", "seeds", "verdict"])
+    return _judged(effect.join(_tested(found, plan)), plan).droplevel("setting")
 
 
 def percent(found: pd.DataFrame) -> pd.Series:

@@ -256,7 +256,7 @@ def r2(group: Sample) -> Rows:
     found = []
     for pool, sample in samples(group).items():
         for name, fit in models(int(group.ranks.max())).items():
-            repeats, shuffles = (5, 10) if name == "MLP" else (20, 200)
+            repeats, shuffles = (5, 40) if name == "MLP" else (20, 200)
             real, null = explained(sample, fit, repeats=repeats, shuffles=shuffles)
             p, n = (1 + (null >= real.mean()).sum()) / (1 + shuffles), len(sample.ranks)
             values = [real.mean(), *np.quantile(real, [0.025, 0.975])]
