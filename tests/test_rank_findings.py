@@ -14,7 +14,7 @@ from rules2ranks.findings import recoveries as recovered
 from rules2ranks.tables import Reference, plans, recoveries
 
 #: Not at the uniform rank's parameters, or without any.
-OUTSIDE = (ranks.DOUBLE, ranks.ALONE)
+OUTSIDE = (ranks.DOUBLE, tables.ALONE)
 
 
 @pytest.fixture(params=ranks.TABLES)
@@ -73,7 +73,7 @@ def test_the_best_of_one_is_no_selection_and_more_looks_better():
 
 def test_pruned_only_and_the_best_rate_stand_in_every_table(table):
     found = ranks.baselines(table)
-    assert found.notna().all(axis=None) and (found[ranks.ALONE] > 0).all()
+    assert found.notna().all(axis=None) and (found[tables.ALONE] > 0).all()
 
 
 def test_r2_and_ceiling_are_of_the_same_vectors(table):

@@ -27,7 +27,7 @@ def scorecard(digits: int = 2, front: bool = False) -> pd.DataFrame:
     """The papers' numbers beside ours, one question a row; what was not reproduced says so. `front`: only the ten rows
     that answer the questions, as README has them.
 
-    Rows that begin with "Criterion" are those that notebooks stated before the runs, met or not.
+    Rows that begin with "Criterion" are what notebook 22 stated before its runs, met or not.
     """
     rows = [*_complexity_rows(digits), *_rank_rows(digits), *_robustness_rows(digits)]
     for question in ("AutoMixQ: bits per layer", "AutoQRA: bits and ranks together", "DarwinLM: evolutionary pruning"):
@@ -36,7 +36,9 @@ def scorecard(digits: int = 2, front: bool = False) -> pd.DataFrame:
     return card[card.pop("front")] if front else card.drop(columns="front")
 
 
-def _row(question: str, paper: str, here: str, how: str = "", interval: tuple | None = None, front=False) -> Row:
+def _row(
+    question: str, paper: str, here: str, how: str = "", interval: tuple | None = None, front: bool = False
+) -> Row:
     """`interval` (estimate, low, high) gives the reading: on which side of zero all of it lies, if on one."""
     reading = ""
     if interval is not None:
@@ -172,11 +174,11 @@ def _robustness_rows(digits: int) -> list[Row]:
     question = "Spearman ρ of complexity and share kept in pruning"
     found, within = evaluation.correlation(x, area), evaluation.correlation(x[x > COMPLEX], area[x > COMPLEX])
     left = evaluation.partial_correlation(x, area, scale)
-    asked = "share kept in pruning, given the scale of the weights, ρ told from zero"
+    given, few = f"{question}, given the scale of the weights", f"partial, {left.n} rules"
     return [
         _row(question, "not asked", f"{found:.{digits}f}", how, found[:3], front=True),
         _row(f"{question}, complex rules only", "not asked", f"{within:.{digits}f}", f"{within.n} rules", within[:3]),
-        _criterion(asked, f"{left:.{digits}f}", f"partial Spearman, {left.n} rules", left.low > 0 or left.high < 0),
+        _row(given, "not asked", f"{left:.{digits}f}", few, left[:3]),
     ]
 
 

@@ -10,7 +10,6 @@ from rules2ranks.tables import plans
 
 #: An earlier comparison, whose run did not keep to its plan: both as settings of a table of ranks.
 SUPERSEDED = "superseded"
-_DEFAULT = {"lr": 0.01, "steps": 60}
 
 
 def deviations(table: str) -> pd.DataFrame:
@@ -45,7 +44,6 @@ def _stated(run: dict[str, Any]) -> dict[str, dict]:
     shared, found = {name: value for name, value in run.items() if name != "settings"}, {}
     for name, own in run["settings"].items():
         given = shared | own
-        how = _DEFAULT | given.get("recover", {})
         allocators = [*given["controls"], *given["searchers"], *given.get("others", {})]
         found[name] = {
             "allocators": sorted(allocators),
@@ -54,8 +52,8 @@ def _stated(run: dict[str, Any]) -> dict[str, dict]:
             "measurements a search": given["offline"] + given["rounds"],
             "random vectors": given["random"],
             "seeds of these": len(given.get("random_seeds") or given["report_seeds"]),
-            "learning rate": float(how["lr"]),
-            "steps": how["steps"],
+            "learning rate": float(given["recover"]["lr"]),
+            "steps": given["recover"]["steps"],
         }
     return found
 
@@ -67,7 +65,7 @@ def _held(table: str) -> dict[str, dict]:
         uniform, random = part[part.allocator == "uniform"], part[part.allocator == "random vectors"]
         history = searched[(searched.setting == setting) & (searched.allocator == "RankAdaptor")]
         found[setting] = {
-            "allocators": sorted(set(part.allocator) - {"pruned only"}),
+            "allocators": sorted(set(part.allocator) - {tables.ALONE}),
             "report seeds": uniform.report_seed.nunique(),
             "searches": history.search_seed.nunique(),
             "measurements a search": int(history.groupby("search_seed").size().max()),

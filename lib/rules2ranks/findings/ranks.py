@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from rules2ranks import evaluation, search, tables
-from rules2ranks.tables import plans
+from rules2ranks.tables import ALONE, plans
 
 TABLES = ("rank_adaptor", "rank_settings")
-UNIFORM, ALONE, RANDOM = "uniform", "pruned only", "random vectors"
+UNIFORM, RANDOM = "uniform", "random vectors"
 #: Not at equal parameters, and not at this setting's rate: they show what more rank or a better rate would bring.
 DOUBLE, BEST = "uniform, twice the rank", "uniform, best rate"
 

@@ -20,7 +20,7 @@ def tuned(setting: str, way: str = BASE) -> pd.DataFrame:
 def pruned_only(setting: str) -> float:
     """The loss on the search's examples before any recovery."""
     frame = tables.read("recovery_rates").table
-    return frame[(frame.setting == setting) & (frame.way == "pruned only")].search_loss.item()
+    return frame[(frame.setting == setting) & (frame.way == tables.ALONE)].search_loss.item()
 
 
 def ways() -> pd.DataFrame:

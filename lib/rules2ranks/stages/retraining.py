@@ -1,5 +1,6 @@
 """The stage beside which adapters have to stand: all weights of a pruned model trained, or a new model of its shape."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from rules2ranks import models, pruning, runs, training
 from rules2ranks.stages.compressing import Pruning, batches_of, load_pruned, prune, recovered_scores
 from rules2ranks.stages.learning import CHECKPOINT, WEIGHTS, draw_seed
 from rules2ranks.stages.ranges import Rate, Seed, Size, Steps
-from rules2ranks.stages.subjects import Base, subject
+from rules2ranks.stages.subjects import Base, Batch, subject
 
 
 class Retraining(runs.Params):
@@ -69,7 +70,7 @@ def _begun(given: Retraining) -> nn.Module:
     return pruning.resize(subject(given.base).untrained(given.seed), prune(given.pruned).metrics["sizes"])
 
 
-def _batches(given: Retraining):
+def _batches(given: Retraining) -> Callable[[int], Batch]:
     about = subject(given.base)
     if given.examples is None:
         return lambda step: about.draw(given.batch, draw_seed(given.seed, 0, step))

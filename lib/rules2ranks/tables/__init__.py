@@ -16,6 +16,8 @@ from rules2ranks.published import data_folder
 
 #: A table in the making: a dictionary a row.
 Rows = list[dict[str, Any]]
+#: What the row of a pruned model that was not recovered is called.
+ALONE = "pruned only"
 
 
 class Reference(NamedTuple):

@@ -12,11 +12,11 @@ from rules2ranks.stages import ranks
 from rules2ranks.stages.compressing import prune, recover
 from rules2ranks.stages.ranges import Seed, Size
 from rules2ranks.stages.ranks import Problem, Question
-from rules2ranks.tables import Rows, read_ranks, written
+from rules2ranks.tables import ALONE, Rows, read_ranks, written
 from rules2ranks.tables.many import measure, seconds_of, stage_jobs
 
-#: The control whose vectors are drawn, and the row of the pruned model as it is.
-RANDOM, ALONE = "random vectors", "pruned only"
+#: The control whose vectors are drawn.
+RANDOM = "random vectors"
 
 
 class Setting(Question):

@@ -9,7 +9,7 @@ from rules2ranks import recovery, runs
 from rules2ranks.stages.compressing import Pruning, load_pruned, prune
 from rules2ranks.stages.ranges import Rank, Rate, Seed, Size, Steps
 from rules2ranks.stages.subjects import subject
-from rules2ranks.tables import Rows, read
+from rules2ranks.tables import ALONE, Rows, read
 from rules2ranks.tables.many import Job, measure, seconds_of, stage_jobs
 
 #: A recovery method, or all weights trained.
@@ -18,8 +18,8 @@ Way = Literal[*recovery.METHODS, "all weights"]
 SEARCH, REPORT = ("search_loss", "search_accuracy"), ("loss", "accuracy", "trained_parameters")
 #: Steps of a recovery: a best length is one of at most so many, that all ways have equal data.
 BUDGET = 60
-#: What stands beside all ways: the pruned model as it is, and a new one of its shape.
-ALONE, SCRATCH = "pruned only", "from scratch"
+#: What stands beside all ways: a new model of the pruned shape.
+SCRATCH = "from scratch"
 
 
 class Grid(runs.Params):
@@ -114,9 +114,8 @@ def recoveries(settings: RecoveryTable, workers: int) -> tuple[dict[str, Rows], 
     results = measure(_jobs(rows, settings), workers, "recoveries")
     rows = [row | {name: r.metrics[name] for name in REPORT} for row, r in zip(rows, results, strict=True)]
     for name, pruned in settings.prunings.items():
-        rows.append(
-            {"setting": name, "way": ALONE, **{score: prune(pruned).metrics["after"][score] for score in REPORT[:2]}}
-        )
+        after = prune(pruned).metrics["after"]
+        rows.append({"setting": name, "way": ALONE, "loss": after["loss"], "accuracy": after["accuracy"]})
     return {"recoveries": rows}, seconds_of(results)
 
 
@@ -131,9 +130,8 @@ def _jobs(rows: Rows, settings: RateTable | RecoveryTable) -> list[Job]:
     for row in rows:
         given = {"pruned": settings.prunings[row["setting"]]} | {name: row[name] for name in ("lr", "steps", "seed")}
         if row["way"] == SCRATCH:
-            jobs += stage_jobs(
-                "retrain", [{**given, "start": "scratch", "batch": settings.scratch.batch, "examples": None}]
-            )
+            new = {"start": "scratch", "batch": settings.scratch.batch, "examples": None}
+            jobs += stage_jobs("retrain", [given | new])
         elif row["way"] == "all weights":
             jobs += stage_jobs("retrain", [given])
         else:
