@@ -13,7 +13,8 @@ import results
 from rules2ranks import __main__ as command_line
 from rules2ranks import complexity, decoders, importance, pruning, recovery, search, tasks
 from rules2ranks.stages import compressing, transfer
-from rules2ranks.tables.ranks import RecoveryRates, Setting
+from rules2ranks.tables.ranks import Setting
+from rules2ranks.tables.recoveries import RecoveryTable
 from tiny_decoders import CLOSE, SPECIAL, plan_of, tokens
 
 PAGE = results.REPOSITORY / "docs" / "extending.md"
@@ -160,7 +161,7 @@ def test_a_complexity_measure(example):
         (transfer.Downstream, "task", tasks.TASKS),
         (Setting, "searchers", search.SEARCHERS),
         (Setting, "methods", recovery.METHODS),
-        (RecoveryRates, "methods", recovery.METHODS),
+        (RecoveryTable, "ways", (*recovery.METHODS, "all weights")),
     ],
 )
 def test_names_show_up_in_parameters(kind, parameter, names):

@@ -151,8 +151,8 @@ def _rank_paper(digits: int) -> str:
     average = theirs("average", "the record with BoolQ 66.21") - theirs("average", "uniform rank 8")
     return (
         f"LLaMA-7B, half removed, the authors' raw data: the best of {vectors:.0f} measured vectors {best:+.{digits}f} "
-        f"points on the average of seven tasks (but see notebook 33); 30 % removed: {quoted:+.{digits}f} on BoolQ as quoted, the same record "
-        f"{average:+.{digits}f} on that average"
+        f"points on the average of seven tasks (but see notebook 33); 30 % removed: {quoted:+.{digits}f} on BoolQ as "
+        f"quoted, the same record {average:+.{digits}f} on that average"
     )
 
 
