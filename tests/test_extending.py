@@ -160,7 +160,6 @@ def test_a_complexity_measure(example):
         (compressing.Recovery, "method", recovery.METHODS),
         (transfer.Downstream, "task", tasks.TASKS),
         (Setting, "searchers", search.SEARCHERS),
-        (Setting, "methods", recovery.METHODS),
         (RecoveryTable, "ways", (*recovery.METHODS, "all weights")),
     ],
 )

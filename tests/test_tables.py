@@ -247,7 +247,7 @@ ALL = {
         "prunings": {"50 %": RANKS["pruned"]},
         "rank": 2,
         "ways": {
-            "lora": {"rates": [1e-3, 1e-2], "steps": [2, 120]},
+            "lora": {"rates": [1e-3, 1e-2], "steps": [2, 61]},
             "adalora": {"rates": [1e-2], "steps": [4]},
             "all weights": {"rates": [1e-3], "steps": [2]},
         },
@@ -284,7 +284,7 @@ def test_every_table_is_written_with_its_note(tmp_path: Path, monkeypatch):
     assert sorted(report.allocator) == sorted(
         [*RANKS["controls"], "random vectors", *RANKS["searchers"], "uniform, best rate", "pruned only"]
     )
-    equal = report[report.allocator != "uniform, twice the rank"]
+    equal = report[~report.allocator.isin(["pruned only", "uniform, twice the rank"])]
     assert (equal.trained_parameters <= report[report.allocator == "uniform"].trained_parameters.item()).all()
     searched = tables.read("rank_adaptor_search").table
     sizes = {"RankAdaptor": 3, "random search": 3, "additive": 4, "uniform": 1}
@@ -302,7 +302,7 @@ def check_recoveries(tuned: pd.DataFrame, report: pd.DataFrame) -> None:
     }  # fmt: skip
     pruned = stages.prune(**RANKS["pruned"]).metrics["after"]
     assert report[report.way == "pruned only"].loss.item() == pruned["loss"]
-    within = tuned[(tuned.way == "lora") & (tuned.steps == 2)]  # 120 steps are more than the others may have
+    within = tuned[(tuned.way == "lora") & (tuned.steps == 2)]  # 61 steps are more than the others may have
     best = within.loc[within.search_loss.idxmin()]
     own = report[report.way == "lora"]
     assert (own.lr.item(), own.steps.item()) == (best.lr, best.steps) == recoveries.best(tuned, "50 %", "lora")
