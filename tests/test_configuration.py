@@ -49,7 +49,7 @@ def arrays(configuration: Configuration) -> list[np.ndarray]:
                 held.append(np.zeros((outputs, inputs), np.float32))
             else:
                 held.append(np.packbits(np.zeros(outputs * inputs * bits, bool)))
-                groups = np.zeros((outputs, -(-inputs // 64), 2), np.float16)
+                groups = np.zeros((outputs * inputs // 8, 2), np.float16)
                 held.append(groups)
             held.append(np.zeros(bias, np.float32))
             if rank := configuration.ranks.get(full, 0):
@@ -60,13 +60,13 @@ def arrays(configuration: Configuration) -> list[np.ndarray]:
 
 @given(configurations)
 def test_memory_is_that_of_the_arrays(configuration):
-    assert memory(configuration, SHAPES) == sum(array.nbytes for array in arrays(configuration))
+    assert memory(configuration, SHAPES, group=8) == sum(array.nbytes for array in arrays(configuration))
 
 
 @given(configurations)
 def test_trained_are_the_entries_of_a_and_b(configuration):
     without = Configuration(levels=configuration.levels, bits=configuration.bits)
-    apart = memory(configuration, SHAPES) - memory(without, SHAPES)
+    apart = memory(configuration, SHAPES, group=8) - memory(without, SHAPES, group=8)
     assert apart == 4 * trained(configuration, SHAPES)
 
 

@@ -21,7 +21,7 @@ FLOORS = [
         "training",
     },
     {"checkpoints", "complexity", "evaluation", "models", "probes", "tasks"},
-    {"importance", "pruning", "recovery", "search"},
+    {"importance", "pruning", "quantisation", "recovery", "search"},
     {"stages"},
     {"tables"},
     {"findings"},

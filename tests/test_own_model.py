@@ -20,9 +20,10 @@ from transformers import (
 )
 
 from rules2ranks import checkpoints, models, pruning, recovery, stages
+from rules2ranks.configuration import Configuration, memory
 from rules2ranks.runs import ParameterError
-from rules2ranks.stages import own_model, subjects
-from rules2ranks.stages.compressing import Pruning
+from rules2ranks.stages import compressing, own_model, subjects
+from rules2ranks.stages.compressing import Pruning, Recovery
 from rules2ranks.stages.own_texts import OwnModel
 from rules2ranks.tasks import texts
 
@@ -154,6 +155,30 @@ def test_the_readme_of_an_export_loads_it(home, tmp_path):
         assert names["tokenizer"]("The sum").input_ids[0] == 0
         assert json.loads(said.split("```json\n")[1].split("```")[0]) == made.params
         assert f"{made.metrics['loss']:.4f} nats" in said
+
+
+@pytest.mark.parametrize(
+    ("ranks", "bits", "method"),
+    [(2, 4, "lora"), ([2, 0, 1], [2, 8, 4], "loftq"), ([0, 2, 2], [3, 16, 16], "lora"), (0, 3, "lora")],
+)
+def test_a_quantised_export_computes_what_was_measured(home, tmp_path, ranks, bits, method):
+    pruned, how = {"base": of(home), **PRUNED}, TRAINED | {"ranks": ranks, "bits": bits, "group": 16, "method": method}
+    made = stages.recover(pruned=pruned, **how)
+    names = {}
+    folder = own_model.export(made.params, tmp_path / "few bits")
+    said = (folder / "README.md").read_text()
+    exec(said.split("```python\n")[1].split("```")[0].replace("THIS FOLDER", str(folder)), names)
+    given = subjects.subject(OwnModel.check(of(home)))
+    # The same numbers, but for sums that a training step takes in another order.
+    assert given.evaluate("report", names["model"])["loss"] == pytest.approx(made.metrics["loss"], rel=1e-5)
+    choice = Recovery.check(made.params)
+    configuration = Configuration(bits=choice.bits, ranks=choice.ranks)
+    promised = memory(configuration, compressing.pruned_shapes(choice.pruned), group=16)
+    adapter = folder / "adapter" / "adapter_model.safetensors"
+    assert adapter.exists() == (choice.bits.keys() & choice.ranks.keys() != set())
+    if adapter.exists() or not choice.ranks:
+        held = [t for f in folder.rglob("*.safetensors") for t in load_file(f).values()]
+        assert sum(t.numel() * t.element_size() for t in held) == promised
 
 
 def test_nothing_else_is_exported_or_written_over(home, tmp_path):

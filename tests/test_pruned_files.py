@@ -168,7 +168,7 @@ def test_what_pruning_json_says_must_fit(tmp_path):
     more, unknown = {"attention_groups": 9, "channels": 1}, {"heads": 1, "channels": 1}
     kept, no_number = {"attention_groups": 2, "channels": 3}, {"attention_groups": "2", "channels": 3}
     for change, message in (
-        ({"format": 2}, "format 2"),
+        ({"format": 3}, "format 3"),
         ({"format": None}, "format None"),
         ({"layers": about["layers"][:1]}, "2 decoder layers"),
         ({"layers": {"0": kept}}, "needs a list of layers"),
@@ -176,6 +176,8 @@ def test_what_pruning_json_says_must_fit(tmp_path):
         ({"layers": [unknown] * 2}, "expected sizes"),
         ({"layers": [no_number] * 2}, "expected sizes"),
         ({"layers": [3, 3]}, "expected sizes"),
+        ({"bits": 4}, "needs an object of bits"),
+        ({"group": "64"}, "needs a number of group"),
         ({"biases": "all"}, "needs a list of biases"),
         ({"biases": ["lm_head"]}, "no bias can be added"),
         ({"biases": []}, r"down_proj\.bias: the model needs no such tensor"),

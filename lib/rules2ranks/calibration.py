@@ -66,7 +66,24 @@ class Angles:
         return self.total / self.count
 
 
-Summary = TypeVar("Summary", Moments, Angles)
+class SecondMoment:
+    """X·Xᵀ / positions of what goes into a matrix, float64, (inputs, inputs)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Tensor | float = 0.0
+
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        inputs = inputs.double()
+        self.count += len(inputs)
+        self.total = self.total + inputs.T @ inputs
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+
+Summary = TypeVar("Summary", Moments, Angles, SecondMoment)
 
 
 def collect(

@@ -20,7 +20,7 @@ Level = Annotated[int, Field(ge=0)]
 Bits = Literal[2, 3, 4, 8, 16]
 #: LoRA rank of a matrix; 0: it gets no adapter.
 Rank = Annotated[int, Field(ge=0, le=65536)]
-#: Inputs that share one scale and one zero in a quantised matrix, …
+#: Numbers in a row that share one scale and one zero in a quantised matrix, …
 GROUP = 64
 #: … the bytes of both together, …
 SCALE_AND_ZERO = 4
@@ -125,29 +125,58 @@ def trained(configuration: Configuration, shapes: Shapes) -> int:
     return _adapters(configuration, _left(configuration, shapes))
 
 
-def memory(configuration: Configuration, shapes: Shapes) -> int:
+def memory(configuration: Configuration, shapes: Shapes, group: int = GROUP) -> int:
     """Bytes of a compressed model and its adapters, as files hold them (headers aside).
 
-    A quantised matrix takes its bits, packed without gaps, and for every `GROUP` inputs of each output a scale and a
-    zero of 16 bits each (nothing here writes such a file yet); all else stays as the checkpoint holds it.
+    A quantised matrix takes its bits, packed without gaps, and for every `group` numbers a scale and a zero of 16 bits
+    each (`quantisation`); all else stays as the checkpoint holds it.
 
     Raises:
-        ValueError: a part or a matrix that the model does not have.
+        ValueError: a part or a matrix that the model does not have, or a group that does not divide a matrix.
     """
     left = _left(configuration, shapes)
-    total = left.parameters * left.itemsize + ADAPTER_NUMBER * _adapters(configuration, left)
-    for name, bits in configuration.bits.items():
-        if name in left.matrices:
-            matrix = left.matrices[name]
-            scales = math.ceil(matrix.inputs / GROUP) * matrix.outputs * SCALE_AND_ZERO
-            total += math.ceil(matrix.numbers * bits / 8) + scales - matrix.numbers * left.itemsize
+    total = left.parameters * left.itemsize
+    for name, matrix in left.matrices.items():
+        chosen = configuration.bits.get(name, 16), configuration.ranks.get(name, 0)
+        total += matrix_bytes(matrix, *chosen, left.itemsize, group) - matrix.numbers * left.itemsize
     return total
 
 
-def by_matrix(values: int | Sequence[int] | Mapping[str, int], layers: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Whole numbers for matrices by name: from one for all, one for each layer, or as they are (the others 0).
+def matrix_bytes(matrix: Matrix, bits: int, rank: int, itemsize: int, group: int = GROUP) -> int:
+    """Bytes of one matrix (without its bias) of so many bits, and of its adapter.
 
-    `layers` names the matrices of each decoder layer; zeros are dropped, names are in the order of the network.
+    Raises:
+        ValueError: a group that does not divide the matrix.
+    """
+    adapter = ADAPTER_NUMBER * rank * (matrix.inputs + matrix.outputs)
+    if bits == 16:
+        return matrix.numbers * itemsize + adapter
+    count = groups_of((matrix.outputs, matrix.inputs), group, matrix.name)
+    return matrix.numbers * bits // 8 + count * SCALE_AND_ZERO + adapter
+
+
+def groups_of(shape: tuple[int, int], group: int, name: str = "the matrix") -> int:
+    """How many groups of so many numbers a matrix (outputs, inputs) has.
+
+    Raises:
+        ValueError: a group that is no multiple of 8 (codes are packed by eight) or does not divide the matrix.
+    """
+    numbers = math.prod(shape)
+    if group < 8 or group % 8 or numbers % group:
+        fits = [size for size in (256, 128, 64, 32, 16, 8) if numbers % size == 0]
+        raise ValueError(
+            f"{name} of {shape[0]} × {shape[1]} numbers has no whole number of groups of {group}: "
+            + (f"of {', '.join(map(str, fits))} it has" if fits else "it can only stay at 16 bits")
+        )
+    return numbers // group
+
+
+def by_matrix(
+    values: int | Sequence[int] | Mapping[str, int], layers: Sequence[Sequence[str]], unsaid: int = 0
+) -> dict[str, int]:
+    """Whole numbers for matrices by name: from one for all, one for each layer, or as they are (the others `unsaid`).
+
+    `layers` names the matrices of each decoder layer; those of `unsaid` are dropped, names are in the network's order.
 
     Raises:
         ValueError: another number of layers, an unknown name, or something else than whole numbers from 0 on.
@@ -156,7 +185,7 @@ def by_matrix(values: int | Sequence[int] | Mapping[str, int], layers: Sequence[
     if isinstance(values, Mapping):
         if unknown := sorted(set(values) - set(names)):
             raise ValueError(f"no such matrices in the decoder layers: {unknown}; they are named like {names[0]}")
-        given = {name: values.get(name, 0) for name in names}
+        given = {name: values.get(name, unsaid) for name in names}
     else:
         per_layer = list(values) if isinstance(values, Sequence) else [values] * len(layers)
         if len(per_layer) != len(layers):
@@ -165,7 +194,7 @@ def by_matrix(values: int | Sequence[int] | Mapping[str, int], layers: Sequence[
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
             raise ValueError(f"{name}: expected a whole number from 0 on, got {value!r}")
-    return {name: int(value) for name, value in given.items() if value}
+    return {name: int(value) for name, value in given.items() if value != unsaid}
 
 
 def _left(configuration: Configuration, shapes: Shapes) -> Shapes:

@@ -182,9 +182,10 @@ def shapes(model: nn.Module) -> Shapes:
                 shared = "inputs" if path == paths.output else "outputs"
                 matrices.append(Matrix(_join(layer.name, path), *width(matrix), name, shared, matrix.bias is not None))
         layers.append(tuple(matrices))
-    parameters = list(model.parameters())
-    known = Shapes(tuple(layers), counts, 0, parameters[0].element_size())
-    return replace(known, rest=sum(p.numel() for p in parameters) - known.parameters)
+    known = Shapes(tuple(layers), counts, 0, next(model.parameters()).element_size())
+    of_matrices = {f"{name}.{kind}" for name in known.matrices for kind in ("weight", "bias")}
+    rest = sum(p.numel() for name, p in model.named_parameters() if name not in of_matrices)
+    return replace(known, rest=rest)
 
 
 def width(matrix: nn.Module) -> tuple[int, int]:

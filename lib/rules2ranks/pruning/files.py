@@ -1,4 +1,4 @@
-"""Pruned models on disk: weights as safetensors, and the sizes and new biases that `config.json` cannot say."""
+"""Pruned and packed models on disk: weights as safetensors, and what `config.json` cannot say of their shapes."""
 
 import copy
 import json
@@ -9,18 +9,20 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rules2ranks import decoders
+from rules2ranks import configuration, decoders, quantisation
 from rules2ranks.decoders import add_biases, outputs, resize, sizes
 from rules2ranks.models import misfits, parameter_count, read_tensors
 
-FORMAT = 1
+#: 2: some matrices are packed. An older version does not read it, and says so.
+FORMATS = PLAIN, PACKED = 1, 2
 NAMES = ("config.json", "pruning.json", "model.safetensors")
 
 
 def save_pruned(model: nn.Module, folder: str | Path) -> None:
     """Write `model.safetensors`, the model's own `config.json`, and `pruning.json`.
 
-    The last names the sizes of every layer and the matrices that got a bias from compensation.
+    The last names the sizes of every layer, the matrices that got a bias from compensation, and the bits of those that
+    `quantisation.pack` has packed.
 
     Raises:
         ValueError: not a transformers model: save `sizes(model)` and the weights, and load them after `resize` (and
@@ -42,13 +44,16 @@ def save_pruned(model: nn.Module, folder: str | Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     whole = decoders.skeleton(config)
     without = {name for name, module in outputs(whole).items() if module.bias is None}
+    parameters, bits = decoders.shapes(model).parameters, quantisation.bits_of(model)
     about = {
-        "format": FORMAT,
-        "parameters": parameter_count(model),
-        "ratio_removed": 1 - parameter_count(model) / parameter_count(whole),
+        "format": PACKED if bits else PLAIN,
+        "parameters": parameters,
+        "ratio_removed": 1 - parameters / parameter_count(whole),
         "layers": sizes(model),
         "biases": [name for name, module in outputs(model).items() if name in without and module.bias is not None],
     }
+    if bits:
+        about |= {"bits": bits, "group": next(m.group for m in model.modules() if isinstance(m, quantisation.Packed))}
     (folder / "pruning.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
@@ -90,7 +95,8 @@ def skeleton(folder: str | Path) -> transformers.PreTrainedModel:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except OSError as error:
         raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
-    return add_biases(resize(decoders.skeleton(config), about["layers"]), about["biases"])
+    model = add_biases(resize(decoders.skeleton(config), about["layers"]), about["biases"])
+    return quantisation.make_room(model, about["bits"], about["group"])
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -111,16 +117,18 @@ def _check_files(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    """`pruning.json`, with `layers` and `biases` as lists."""
+    """`pruning.json`, with what older versions did not name yet."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not isinstance(about, dict) or about.get("format") not in FORMATS:
         found = about.get("format") if isinstance(about, dict) else about
-        raise ValueError(f"pruning.json has format {found}, this version reads {FORMAT}")
+        raise ValueError(f"pruning.json has format {found}, this version reads {PLAIN} and {PACKED}")
     about.setdefault("biases", [])  # not named before there was bias compensation
-    for key in ("layers", "biases"):
-        if not isinstance(about.get(key), list):
-            raise ValueError(f"{path} needs a list of {key}, got {about.get(key)}")
+    about = {"bits": {}, "group": configuration.GROUP} | about
+    needed = {"layers": list, "biases": list, "bits": dict, "group": int}
+    for (key, kind), what in zip(needed.items(), ("a list", "a list", "an object", "a number"), strict=True):
+        if not isinstance(about.get(key), kind):
+            raise ValueError(f"{path} needs {what} of {key}, got {about.get(key)}")
     return about

@@ -14,19 +14,21 @@ from transformers.pytorch_utils import Conv1D
 
 from rules2ranks.decoders import width
 from rules2ranks.models import misfits, read_tensors
+from rules2ranks.quantisation import Packed
 from rules2ranks.recovery.method import Given, Method
 from rules2ranks.recovery.methods import METHODS
 from rules2ranks.recovery.methods.lora import Lora
-from rules2ranks.recovery.ranks import Ranks
-from rules2ranks.recovery.wrapping import CONFIG, PREFIX, WEIGHTS
+from rules2ranks.recovery.ranks import Ranks, ranks_by_name
+from rules2ranks.recovery.wrapping import CONFIG, PREFIX, WEIGHTS, adapted_matrices
 
 
 def add_adapter(model: nn.Module, ranks: Ranks, method: str = Lora.name, **given: Any) -> nn.Module:
     """Put the adapter of a method on the matrices of every decoder layer, ready for training.
 
     `model` itself is changed (PEFT wraps its matrices and freezes all else); `merge` gives a plain model back. At first
-    it computes what it did without the adapter. The global random state is neither used nor moved. How an adapter
-    starts and what it needs stands with its method: `help(METHODS[method])`.
+    it computes what it did without the adapter, or, where matrices are quantised, as near to it as the method comes.
+    The global random state is neither used nor moved. How an adapter starts and what it needs stands with its method:
+    `help(METHODS[method])`.
 
     Args:
         ranks: one for all layers, one per decoder layer, or one per matrix by its full name (the others none).
@@ -39,7 +41,11 @@ def add_adapter(model: nn.Module, ranks: Ranks, method: str = Lora.name, **given
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     _check_plain(model)
-    adapted = METHODS[method].add(model, ranks, Given(**given))
+    about = Given(**given)
+    if about.bits:
+        ranks = ranks_by_name(model, ranks)  # what is wrong with them is told before anything is quantised
+        METHODS[method].quantise(model, about)
+    adapted = METHODS[method].add(model, ranks, about)
     adapted.recovery_method = method
     return adapted
 
@@ -62,8 +68,11 @@ def merge(adapted: nn.Module) -> nn.Module:
     Parameters that the adapter froze stay frozen.
 
     Raises:
-        ValueError: the merged weights are not finite.
+        ValueError: the merged weights are not finite; or an adapted matrix is packed: its few bits cannot say the sum.
     """
+    of_peft = adapted_matrices(adapted) if isinstance(adapted, PeftModel) else ()
+    if packed := [name for _, name, module in of_peft if isinstance(module.get_base_layer(), Packed)]:
+        raise ValueError(f"{packed[0]} is packed in few bits: its adapter stays beside it, merging would not be exact")
     return method_of(adapted).merge(adapted)
 
 

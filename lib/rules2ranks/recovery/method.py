@@ -1,14 +1,16 @@
 """The form of a recovery method, and what it may look at."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
 
+from rules2ranks import quantisation
 from rules2ranks.calibration import Loss, Positions
+from rules2ranks.configuration import GROUP
 from rules2ranks.recovery.ranks import Ranks
 
 
@@ -25,6 +27,10 @@ class Given:
             is padding.
         alpha_per_rank: alpha = alpha_per_rank × rank, so the factor alpha/r of the correction is the same everywhere.
         dropout: in [0, 1), of the adapter's input; else ValueError.
+        bits: of matrices by name, where fewer than 16: the frozen weights are quantised before the training.
+        group: numbers that share a scale and a zero there.
+        packed: whether these are kept packed, or hold their values, which is faster.
+        rounds: how often LoftQ goes from bits to ranks and back.
     """
 
     seed: int
@@ -34,6 +40,10 @@ class Given:
     positions: Positions | None = None
     alpha_per_rank: float = 2.0
     dropout: float = 0.0
+    bits: Mapping[str, int] = field(default_factory=dict)
+    group: int = GROUP
+    packed: bool = False
+    rounds: int = 5
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -62,6 +72,10 @@ class Method(ABC):
             ValueError: ranks that the model or the method cannot have, or something missing in `given`; before `model`
                 is touched.
         """
+
+    def quantise(self, model: nn.Module, given: Given) -> None:
+        """Quantise what `given.bits` says, in place, before `add`; a method may do it there with its ranks in view."""
+        (quantisation.pack if given.packed else quantisation.quantise)(model, given.bits, given.group)
 
     def loss(self, loss: Loss) -> Loss:
         """The loss to train with, where the plain one is `loss`."""

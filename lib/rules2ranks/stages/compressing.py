@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from rules2ranks import decoders, models, pruning, recovery, runs, training
-from rules2ranks.configuration import Shapes, by_matrix
+from rules2ranks import decoders, models, pruning, quantisation, recovery, runs, training
+from rules2ranks.configuration import GROUP, Bits, Shapes, by_matrix
 from rules2ranks.importance import Kind
 from rules2ranks.runs import stage
 from rules2ranks.spreads import Spread
@@ -24,6 +24,8 @@ from rules2ranks.training import Schedule
 
 Protect = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 MatrixRank = Annotated[int, Field(ge=0, le=256)]
+#: Of LoftQ, unless told otherwise (its authors' number).
+ROUNDS = 5
 
 
 class Pruning(runs.Params):
@@ -48,8 +50,8 @@ class Pruning(runs.Params):
 
 
 class HowRecovered(runs.Params):
-    """How a pruned model is recovered, whatever its ranks. `method` is one of `recovery.METHODS`; `kl` asks for the
-    distance to the unpruned model.
+    """How a pruned model is recovered, whatever its ranks and bits. `method` is one of `recovery.METHODS`; `kl` asks
+    for the distance to the unpruned model; `group` numbers of a quantised matrix share a scale; `rounds` are LoftQ's.
 
     The rate is LoRA's best of 3e-4 to 2e-2 for a uniform rank 2 where half of the parameters was removed from all
     layers alike, by the loss on the search examples. The table `recovery_rates` has other methods and prunings.
@@ -61,17 +63,22 @@ class HowRecovered(runs.Params):
     examples: Size = 1400
     lr: Rate = 1e-2
     kl: bool = False
+    # Defaults of what bits brought are left out, so that results from before are found under their own parameters.
+    group: Annotated[int, Field(ge=8, multiple_of=8, exclude_if=lambda group: group == GROUP)] = GROUP
+    rounds: Annotated[int, Field(ge=1, le=100, exclude_if=lambda rounds: rounds == ROUNDS)] = ROUNDS
 
 
 class Recovery(HowRecovered):
-    """Recover a pruned model: `ranks` for all matrices, for those of each layer, or for each matrix by its name.
+    """Recover a pruned model: `ranks` and `bits` for all matrices, for those of each layer, or for each by its name.
 
-    However ranks are given, they are kept by matrix and without zeros, so that equal choices are one result. Training
-    takes `steps`, or ends at `stop` of them on the same schedule: a lower fidelity, from which a longer one goes on.
+    However these are given, they are kept by matrix and without defaults (rank 0, 16 bits), so that equal choices are
+    one result. Where no matrix has a rank, nothing is trained: the model is as pruned, or as quantised. Training takes
+    `steps`, or ends at `stop` of them on the same schedule: a lower fidelity, from which a longer one goes on.
     """
 
     pruned: Pruning
     ranks: MatrixRank | list[MatrixRank] | dict[str, MatrixRank] = 2
+    bits: Annotated[Bits | list[Bits] | dict[str, Bits], Field(exclude_if=lambda bits: not bits)] = 16
     stop: Steps | None = None
     seed: Seed = 0
 
@@ -86,6 +93,7 @@ class Recovery(HowRecovered):
             raise ValueError(f"stop ({self.stop}) must not be beyond the schedule's steps ({self.steps})")
         object.__setattr__(self, "stop", None if self.stop == self.steps else self.stop)
         object.__setattr__(self, "ranks", by_matrix(self.ranks, subject(self.base).shapes.names))
+        object.__setattr__(self, "bits", by_matrix(self.bits, subject(self.base).shapes.names, unsaid=16))
         return self
 
 
@@ -159,7 +167,7 @@ def pruned_shapes(given: Pruning) -> Shapes:
 
 @stage(version=3)
 def recover(work: Path, given: Recovery) -> dict:
-    """Recover a pruned model with adapters: see `Recovery`.
+    """Quantise a pruned model where bits are given, and recover it with adapters: see `Recovery`.
 
     Every adapter learns from the same number of training examples drawn from the seed. A method that cannot go on
     after an interruption begins anew (`resumes`); the losses in AdaLoRA's history include its regulariser.
@@ -170,6 +178,8 @@ def recover(work: Path, given: Recovery) -> dict:
     Files: the adapter in PEFT's own format, an ordinary LoRA; after a `stop`, the checkpoint to go on from.
     """
     about, method = subject(given.base), recovery.METHODS[given.method]
+    if not given.ranks:
+        return _as_it_is(given, about)
     checkpoint = work / CHECKPOINT if method.resumes else None
     if checkpoint and not checkpoint.is_file() and (sooner := _stopped_sooner(given)):
         shutil.copyfile(sooner.file(CHECKPOINT), checkpoint)
@@ -196,8 +206,23 @@ def recover(work: Path, given: Recovery) -> dict:
     return {**scores, **method.counts(adapted), "history": asdict(history)}
 
 
-def _adapted(given: Recovery, about: Subject, pool: Batch) -> nn.Module:
-    """The pruned model with its adapter, before training; a method may look at all of the pool, some at a time."""
+def _as_it_is(given: Recovery, about: Subject) -> dict:
+    """What `recover` returns where nothing is trained."""
+    with training.reproducible(given.seed):
+        model = quantisation.quantise(load_pruned(given.pruned), given.bits, given.group)
+        scores = recovered_scores(about, model, given.kl)
+    return {**scores, "trained_parameters": 0, "history": asdict(training.History())}
+
+
+def begun(given: Recovery, packed: bool = False) -> nn.Module:
+    """The pruned model, quantised, with its adapter as it is before training; packed: kept in few bits."""
+    about = subject(given.base)
+    with training.reproducible(given.seed):
+        return _adapted(given, about, about.draw(given.examples, draw_seed(given.seed, 0, 0)), packed)
+
+
+def _adapted(given: Recovery, about: Subject, pool: Batch, packed: bool = False) -> nn.Module:
+    """The same; a method may look at all of the pool, some at a time."""
     parts = max(1, len(pool[0]) // (about.at_once or 64))
     return recovery.add_adapter(
         load_pruned(given.pruned),
@@ -208,6 +233,10 @@ def _adapted(given: Recovery, about: Subject, pool: Batch) -> nn.Module:
         loss=about.loss,
         batches=list(zip(*(tensor.tensor_split(parts) for tensor in pool), strict=True)),
         positions=about.positions,
+        bits=given.bits,
+        group=given.group,
+        packed=packed,
+        rounds=given.rounds,
     )
 
 

@@ -21,10 +21,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from rules2ranks import checkpoints, models, pruning, recovery, runs, training
+from rules2ranks import checkpoints, models, pruning, quantisation, recovery, runs, training
 from rules2ranks.evaluation import benchmarks
 from rules2ranks.runs import stage
-from rules2ranks.stages.compressing import Pruning, Recovery, load_pruned, recover
+from rules2ranks.stages.compressing import Pruning, Recovery, begun, load_pruned, recover
 from rules2ranks.stages.own_texts import OwnModel, tokenizer_of
 from rules2ranks.stages.ranges import Seed, Size
 from rules2ranks.stages.subjects import SHIPPED
@@ -46,6 +46,8 @@ def export(recovered: Mapping[str, Any] | Recovery, folder: str | Path, merged: 
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 
     Otherwise it lies beside them, in PEFT's own format: `recovery.load_adapter(model, folder / "adapter")` puts it on.
+    So it does, whatever `merged` says, where a matrix with an adapter has fewer than 16 bits: it is packed, and its few
+    bits cannot say the sum.
     `recovered` are the parameters of a recovery, made if need be (`stages.recover(...).params`, for example). The
     folder appears whole or not at all; one that an earlier export wrote is replaced.
 
@@ -60,30 +62,39 @@ def export(recovered: Mapping[str, Any] | Recovery, folder: str | Path, merged: 
     result = recover(recovered)
     beside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
-    if merged:
-        pruning.save_pruned(merged_model(recovered), beside)
-    else:
-        pruning.save_pruned(load_pruned(recovered.pruned), beside)
+    apart = bool(recovered.ranks) and not (merged and recovered.bits.keys().isdisjoint(recovered.ranks))
+    whole = recovered.ranks and not apart
+    pruning.save_pruned(recovery.merge(recovered_model(recovered)) if whole else _frozen(recovered), beside)
+    if apart:
         (beside / ADAPTER).mkdir()
         for file in result.folder.glob("adapter_*"):
             shutil.copyfile(file, beside / ADAPTER / file.name)
     for file in checkpoints.tokenizer_files(checkpoints.find(base.model)):
         shutil.copyfile(file, beside / file.name)
-    (beside / "README.md").write_text(_readme(recovered, result.metrics, merged), encoding="utf-8")
+    (beside / "README.md").write_text(_readme(recovered, result.metrics, apart), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
     return folder
 
 
-def merged_model(recovered: Recovery) -> nn.Module:
-    """The plain model of a recovery, made if need be: the adapter is added to the pruned weights."""
-    adapter = recover(recovered).folder
-    return recovery.merge(recovery.load_adapter(load_pruned(recovered.pruned), adapter))
+def recovered_model(recovered: Recovery) -> nn.Module:
+    """The model of a recovery, made if need be, with its adapter on it; matrices of few bits are packed."""
+    adapter, model = recover(recovered).folder, _frozen(recovered)
+    return recovery.load_adapter(model, adapter) if recovered.ranks else model
+
+
+def _frozen(recovered: Recovery) -> nn.Module:
+    """The pruned model as it lies beneath its adapter."""
+    if not recovered.bits:
+        return load_pruned(recovered.pruned)
+    if not recovered.ranks:
+        return quantisation.pack(load_pruned(recovered.pruned), recovered.bits, recovered.group)
+    return begun(recovered, packed=True).unload()  # some methods choose the bits with the ranks in view
 
 
 _README = """# A pruned language model
 
-Made of {name} by rules2ranks: {ratio:.0%} of all parameters removed, then recovered with LoRA, {where}.
+Made of {name} by rules2ranks: {ratio:.0%} of all parameters removed, then {how}.
 On {texts} texts or so that neither training nor a search saw: {loss:.4f} nats per token, perplexity {perplexity:.4g}.
 
 `from_pretrained` would rebuild the unpruned shapes. Instead:
@@ -104,15 +115,18 @@ How it was made:
 """
 
 
-def _readme(recovered: Recovery, scores: Mapping[str, Any], merged: bool) -> str:
+def _readme(recovered: Recovery, scores: Mapping[str, Any], apart: bool) -> str:
+    where = f"which lies in the folder {ADAPTER}" if apart else "which is merged into the weights"
+    steps = [f"{len(recovered.bits)} matrices put into few bits"] if recovered.bits else []
+    steps += [f"recovered with LoRA, {where}"] if recovered.ranks else []
     return _README.format(
         name=Path(recovered.pruned.base.model).name,
         ratio=recovered.pruned.ratio,
-        where="which is merged into the weights" if merged else f"which lies in the folder {ADAPTER}",
+        how=", then ".join(steps) or "left so",
         texts=recovered.pruned.base.held_out,
         loss=scores["loss"],
         perplexity=scores["perplexity"],
-        adapter="" if merged else f'model = recovery.load_adapter(model, "THIS FOLDER/{ADAPTER}")\n',
+        adapter=f'model = recovery.load_adapter(model, "THIS FOLDER/{ADAPTER}")\n' if apart else "",
         parameters=json.dumps(recovered.model_dump(mode="json"), indent=1),
     )
 
@@ -211,14 +225,14 @@ def _finite(value: float) -> float | None:
 
 
 def _model(of: OwnModel | Pruning | Recovery) -> nn.Module:
-    """The model to measure, on the device; an adapter is merged, as in what `export` writes."""
+    """The model to measure, on the device, as `export` writes it."""
     match of:
         case OwnModel():
             return models.load_causal_lm(of.model, of.dtype).to(training.device())
         case Pruning():
             return load_pruned(of)
         case Recovery():
-            return merged_model(of)
+            return recovered_model(of)
 
 
 # --- to try it on -----------------------------------------------------------------------------------------------

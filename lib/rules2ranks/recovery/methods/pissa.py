@@ -21,6 +21,9 @@ class Pissa(Lora):
 
     name = "pissa"
 
+    def quantise(self, model: nn.Module, given: Given) -> None:
+        raise ValueError("pissa freezes what it leaves of a matrix, which few bits cannot hold: loftq is made for them")
+
     @torch.no_grad()
     def add(self, model: nn.Module, ranks: Ranks, given: Given) -> PeftModel:
         by_name = ranks_by_name(model, ranks)
