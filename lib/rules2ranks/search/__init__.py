@@ -11,11 +11,13 @@ from rules2ranks.search.searcher import SEARCHERS, Searcher
 from rules2ranks.search.searchers.additive import AdditiveModel
 from rules2ranks.search.searchers.optuna import NSGA2, TPE
 from rules2ranks.search.searchers.rank_adaptor import PerformanceModel, RankAdaptor
-from rules2ranks.search.space import GRID, Knob, Option, Point, Space, rank_space
+from rules2ranks.search.space import FILL, Knob, Option, Point, Space
+from rules2ranks.search.spaces import GRID, byte_space, rank_space
 from rules2ranks.search.tables import read_trials
 from rules2ranks.search.trials import Proposal, Search, Trial, pareto
 
 __all__ = [
+    "FILL",
     "GRID",
     "NSGA2",
     "SEARCHERS",
@@ -32,6 +34,7 @@ __all__ = [
     "Space",
     "Trial",
     "by_importance",
+    "byte_space",
     "cross_validated_r2",
     "ends_high",
     "middle_high",

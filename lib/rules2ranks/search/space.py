@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +19,6 @@ Point = tuple[int, ...]
 
 #: Least share of the first budget: a point that uses less loses something by that alone.
 FILL = 0.985
-#: Ranks that a search chooses from, unless told otherwise.
-GRID = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 
 
 class Option(NamedTuple):
@@ -227,35 +224,6 @@ class Space:
         return self.best(
             [-((np.arange(len(knob.options)) - place) ** 2) for knob, place in zip(self.knobs, point, strict=True)]
         )
-
-
-def rank_space(
-    names: Sequence[Sequence[str]],
-    cost_per_rank: Sequence[int],
-    mean_rank: int,
-    grid: Sequence[int] = GRID,
-    fixed: Mapping[int, int] | None = None,
-) -> Space:
-    """A LoRA rank from the grid for each unit, where trainable parameters stay within those of the uniform mean rank.
-
-    names: the matrices of each unit. cost_per_rank: trainable parameters that a unit of rank adds, one entry per unit.
-    grid: increasing ranks >= 0. fixed: unit -> rank, outside search and budget.
-
-    Raises:
-        ValueError: a grid that does not increase, a mean rank that is not on it, or nothing left to search.
-    """
-    if not all(low < high for low, high in pairwise(grid)):
-        raise ValueError(f"grid must increase, got {grid}")
-    if mean_rank not in grid or mean_rank == 0:
-        raise ValueError(f"mean_rank must be a positive rank of the grid {grid}, got {mean_rank}")
-    fixed, knobs, costs = fixed or {}, [], []
-    for unit, (of_unit, cost) in enumerate(zip(names, cost_per_rank, strict=True)):
-        ranks = (fixed[unit],) if unit in fixed else grid
-        knobs.append(Knob(tuple(of_unit), (), tuple(Option(rank=rank) for rank in ranks)))
-        costs.append(tuple((0 if unit in fixed else cost * rank,) for rank in ranks))
-    budget = mean_rank * sum(cost for unit, cost in enumerate(cost_per_rank) if unit not in fixed)
-    uniform = tuple(0 if unit in fixed else grid.index(mean_rank) for unit in range(len(knobs)))
-    return Space(tuple(knobs), tuple(costs), (budget,), uniform=uniform)
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:

@@ -56,18 +56,41 @@ def among(name: str, asked: Any, available: Sequence[Any]) -> None:
             raise runs.ParameterError(f"parameter {name!r} = {value!r}: the reference table has {has}")
 
 
-def written(ranks: Configuration | int, layers: list[list[str]]) -> str:
-    """Ranks as a table holds them: one number for all, one for each layer, or `matrix=rank`, apart by blanks."""
-    if isinstance(ranks, int):
-        return str(ranks)
-    by_layer = [{ranks.ranks.get(name, 0) for name in layer} for layer in layers]
+def written(choice: Configuration | int, layers: list[list[str]]) -> str:
+    """A choice as a table holds it: one number for all, one for each layer, or `matrix=number`, apart by blanks.
+
+    A number is a rank, or, where any matrix has fewer than 16 bits, `bits:rank`.
+    """
+    if isinstance(choice, int):
+        return str(choice)
+    bits, ranks = choice.bits, choice.ranks
+
+    def said(name: str) -> str:
+        return f"{bits.get(name, 16)}:{ranks.get(name, 0)}" if bits else str(ranks.get(name, 0))
+
+    by_layer = [{said(name) for name in layer} for layer in layers]
     if all(len(layer) == 1 for layer in by_layer):
-        return " ".join(str(layer.pop()) for layer in by_layer)
-    return " ".join(f"{name}={ranks.ranks[name]}" for layer in layers for name in layer if name in ranks.ranks)
+        return " ".join(layer.pop() for layer in by_layer)
+    return " ".join(f"{name}={said(name)}" for layer in layers for name in layer if name in ranks or name in bits)
+
+
+def read_choice(text: str, layers: list[list[str]]) -> Configuration:
+    """What `written` wrote, as a configuration."""
+    parts = text.split()
+    if "=" in text:
+        given = dict(part.split("=") for part in parts)
+    else:
+        parts = parts * len(layers) if len(parts) == 1 else parts
+        given = {name: part for part, layer in zip(parts, layers, strict=True) for name in layer}
+    numbers = {name: [int(number) for number in f"16:{part}".split(":")[-2:]] for name, part in given.items()}
+    return Configuration(
+        bits={name: bits for name, (bits, _) in numbers.items()},
+        ranks={name: rank for name, (_, rank) in numbers.items()},
+    )
 
 
 def read_ranks(text: str) -> int | list[int] | dict[str, int]:
-    """What `written` wrote, as `Recovery` takes it."""
+    """The ranks that `written` wrote, where there are no bits, as `Recovery` takes them."""
     if "=" not in text:
         ranks = [int(rank) for rank in text.split()]
         return ranks if len(ranks) > 1 else ranks[0]

@@ -26,6 +26,7 @@ MAKERS: dict[str, Maker] = {
     "rank_adaptor": ranks.rank_adaptor,
     "rank_settings": ranks.rank_settings,
     "recoveries": recoveries.recoveries,
+    "mixed_bits": ranks.mixed_bits,
 }
 ON_REQUEST: dict[str, Maker] = {"language_suite": language_suite.language_suite}
 

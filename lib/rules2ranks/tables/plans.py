@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import Field
 
 from rules2ranks import runs
 from rules2ranks.published import data_folder
@@ -14,9 +15,10 @@ from rules2ranks.stages.ranges import Share
 class Plan(runs.Params):
     """What is asked, what was known, how it is decided, and the settings of the table that `run` makes.
 
-    `confirmatory` names what is tested, all of it together at `level`; `margin` is the share of the baseline's score
-    within which a difference is as good as none; `smallest` says, before the run, how large an effect (a share of the
-    baseline's score) each setting could show under that criterion with this `power`.
+    `confirmatory` names what is tested, all of it together at `level`, against "uniform" or what `baseline` names for a
+    setting; `margin` is the share of the baseline's score within which a difference is as good as none; `smallest`
+    says, before the run, how large an effect (a share of that score) each setting could show under that criterion with
+    this `power`.
     """
 
     question: str
@@ -24,6 +26,7 @@ class Plan(runs.Params):
     statistic: str
     criterion: str
     confirmatory: list[str]
+    baseline: dict[str, str] = Field(default_factory=dict)
     level: Share
     margin: Share
     power: Share

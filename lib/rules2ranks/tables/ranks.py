@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from rules2ranks import runs, search
 from rules2ranks.configuration import Configuration
 from rules2ranks.stages import ranks
-from rules2ranks.stages.compressing import prune, recover
+from rules2ranks.stages.compressing import Recovery, prune, recover
 from rules2ranks.stages.ranges import Seed, Size
 from rules2ranks.stages.ranks import Problem, Question
-from rules2ranks.tables import ALONE, Rows, read_ranks, written
+from rules2ranks.tables import ALONE, Rows, read_choice, written
 from rules2ranks.tables.many import measure, seconds_of, stage_jobs
 
 #: The control whose vectors are drawn.
@@ -40,7 +40,7 @@ class Setting(Question):
     @model_validator(mode="after")
     def _others_fit(self) -> Self:
         for how in self.others.values():  # told now, not after the searches
-            self.recover.but(**how)
+            Recovery.check({**dict(self.recover), "pruned": self.pruned, **how})
         if not set(self.random_seeds or ()) <= set(self.report_seeds):
             raise ValueError("random_seeds must be among report_seeds, under which uniform is reported")
         return self
@@ -96,10 +96,15 @@ def table(name: str, settings: RankTable, workers: int) -> tuple[dict[str, Rows]
         for (setting, choice, seed), result in zip(asked, results, strict=True)
     ]
     history = [row for setting in searched for row in searched[setting]]
-    found = [
-        recover(problems[row["setting"]].recovery(read_ranks(row["ranks"]), row["search_seed"])) for row in history
-    ]
+    found = [recover(_measured(problems[row["setting"]], row)) for row in history]
     return {name: rows, f"{name}_search": history}, seconds_of([*results, *found])
+
+
+def _measured(problem: Problem, row: Mapping[str, Any]) -> Recovery:
+    """The recovery behind a row of a search's history."""
+    return problem.recovery(
+        read_choice(row["ranks"], problem.shapes.names), row["search_seed"], row.get("fidelity", 1.0)
+    )
 
 
 def _searched(settings: RankTable, workers: int) -> dict[str, Rows]:
@@ -118,26 +123,30 @@ def _searched(settings: RankTable, workers: int) -> dict[str, Rows]:
 
 
 def history(name: str, setting: Setting, allocator: str, seed: int) -> Rows:
-    """One search, or the uniform rank under its seed: what the workers are asked for."""
+    """One search, or the uniform choice under its seed: what the workers are asked for."""
     problem, about = Problem(setting), {"setting": name, "allocator": allocator, "search_seed": seed}
     if allocator == "uniform":
         (uniform,) = problem.control("uniform")
         loss = recover(problem.recovery(uniform, seed)).metrics["search_loss"]
-        return [about | _trial(problem, 0, uniform, loss, None, "control")]
+        return [about | _trial(problem, 0, uniform, search.Trial((), (loss,), proposer="control"))]
     limit = setting.offline + setting.rounds
-    rows = []
-    for order, trial in enumerate(ranks.search(setting, setting.searcher(allocator), limit=limit, seed=seed).trials):
-        predicted = trial.predicted[0] if trial.predicted else None
-        choice = problem.space.configuration(trial.point)
-        rows.append(about | _trial(problem, order, choice, trial.scores[0], predicted, trial.proposer))
-    return rows
+    found = ranks.search(setting, setting.searcher(allocator), limit=limit, seed=seed)
+    return [
+        about | _trial(problem, order, problem.space.configuration(trial.point), trial)
+        for order, trial in enumerate(found.trials)
+    ]
 
 
-def _trial(
-    problem: Problem, order: int, ranks: Configuration, measured: float, predicted: float | None, phase: str
-) -> dict[str, Any]:
-    text = written(ranks, problem.shapes.names)
-    return {"order": order, "ranks": text, "measured": measured, "predicted": predicted, "phase": phase}
+def _trial(problem: Problem, order: int, choice: Configuration, trial: search.Trial) -> dict[str, Any]:
+    return {
+        "order": order,
+        "ranks": written(choice, problem.shapes.names),
+        "measured": trial.scores[0],
+        "predicted": trial.predicted[0] if trial.predicted else None,
+        "phase": trial.proposer,
+        # What is chosen within bytes, and the share of the schedule that a searcher gave it.
+        **({} if problem.question.memory is None else {"memory": problem.memory(choice), "fidelity": trial.fidelity}),
+    }
 
 
 def _choices(problem: Problem, searched: Rows) -> list[Chosen]:
@@ -149,9 +158,10 @@ def _choices(problem: Problem, searched: Rows) -> list[Chosen]:
     for kind in setting.searchers:
         for seed in setting.search_seeds:
             entries = [e for e in searched if (e["allocator"], e["search_seed"]) == (kind, seed)]
+            entries = [e for e in entries if e.get("fidelity", 1.0) == 1]
             # A searcher's own choice is "exact"; the others return the best that they measured.
             best = next((e for e in entries if e["phase"] == "exact"), min(entries, key=lambda e: e["measured"]))
-            chosen.append(Chosen(kind, seed, problem.choice(read_ranks(best["ranks"])), {}))
+            chosen.append(Chosen(kind, seed, read_choice(best["ranks"], problem.shapes.names), {}))
     uniform = setting.mean_rank
     return chosen + [Chosen(name, None, uniform, how) for name, how in setting.others.items()]
 
@@ -164,6 +174,10 @@ def _alone(problem: Problem) -> dict[str, Any]:
 
 def _row(problem: Problem, choice: Chosen, seed: int, result: runs.Result) -> dict[str, Any]:
     scores = {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
+    if problem.question.memory is not None:
+        scores["memory"] = problem.memory(
+            Configuration(bits=result.params.get("bits", {}), ranks=result.params["ranks"])
+        )
     return {
         "allocator": choice.allocator,
         "which": choice.which,
@@ -177,6 +191,11 @@ def _row(problem: Problem, choice: Chosen, seed: int, result: runs.Result) -> di
 def rank_adaptor(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
     """Which layer, which kind of matrix, which matrix: allocators at the best rate and at the one below."""
     return table("rank_adaptor", settings, workers)
+
+
+def mixed_bits(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
+    """Which layer bears few bits: bits of layers within the bytes of uniform ones, at one rank."""
+    return table("mixed_bits", settings, workers)
 
 
 def rank_settings(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
