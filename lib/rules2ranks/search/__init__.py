@@ -9,6 +9,7 @@ from rules2ranks.search.loop import search
 from rules2ranks.search.models import cross_validated_r2
 from rules2ranks.search.searcher import SEARCHERS, Searcher
 from rules2ranks.search.searchers.additive import AdditiveModel
+from rules2ranks.search.searchers.auto_qra import AutoQRA
 from rules2ranks.search.searchers.optuna import NSGA2, TPE
 from rules2ranks.search.searchers.rank_adaptor import PerformanceModel, RankAdaptor
 from rules2ranks.search.space import FILL, Knob, Option, Point, Space
@@ -23,6 +24,7 @@ __all__ = [
     "SEARCHERS",
     "TPE",
     "AdditiveModel",
+    "AutoQRA",
     "Knob",
     "Option",
     "PerformanceModel",

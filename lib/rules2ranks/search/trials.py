@@ -71,5 +71,16 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in trials if not any(_dominates(other.scores, trial.scores) for other in trials)]
 
 
+def pareto_ranks(scores: Sequence[Scores]) -> list[int]:
+    """Which front each is on: 0 are those that none dominates, 1 those that only these dominate, and so on."""
+    ranks, left, front = [0] * len(scores), set(range(len(scores))), 0
+    while left:
+        best = {one for one in left if not any(_dominates(scores[other], scores[one]) for other in left)}
+        for place in best:
+            ranks[place] = front
+        left, front = left - best, front + 1
+    return ranks
+
+
 def _dominates(one: Scores, other: Scores) -> bool:
     return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
