@@ -59,8 +59,9 @@ def test_codes_come_back_from_bytes_without_gaps(bits, eights, seed):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_and_rounded_compute_the_same_bits(family):
-    model = build(family, **SIZES).eval()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_and_rounded_compute_the_same_bits(family, dtype):
+    model = build(family, **SIZES).eval().to(dtype)
     names = [name for layer in decoders.linears(model) for name in layer]
     bits = dict(zip(names, [2, 3, 4, 8, 16] * len(names), strict=False))
     whole = model(tokens()).logits
@@ -69,6 +70,21 @@ def test_packed_and_rounded_compute_the_same_bits(family):
     assert torch.equal(rounded(tokens()).logits, packed(tokens()).logits)
     assert not torch.equal(whole, packed(tokens()).logits)
     assert quantisation.bits_of(packed) == {name: width for name, width in bits.items() if width < 16}
+
+
+def test_another_type_is_one_of_the_weights_and_not_of_the_grid():
+    model = build("llama", **SIZES)
+    bits = dict.fromkeys(decoders.shapes(model).matrices, 3)
+    packed = quantisation.pack(copy.deepcopy(model), bits, group=8)
+    cast = copy.deepcopy(packed).to(torch.bfloat16)
+    for name in bits:
+        one, other = packed.get_submodule(name), cast.get_submodule(name)
+        assert other.scale.dtype == other.zero.dtype == torch.float16 and other.codes.dtype == torch.uint8
+        assert torch.equal(other.weight, one.weight.to(torch.bfloat16))
+    assert cast(tokens()).logits.dtype == torch.bfloat16
+    assert all(
+        torch.equal(cast.to(torch.float32).get_submodule(n).weight, packed.get_submodule(n).weight) for n in bits
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,11 +1,13 @@
 """Questions about ranks, and the searches over stage results."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from rules2ranks import recovery, runs, search, stages, tables
-from rules2ranks.configuration import trained
+from rules2ranks import quantisation, recovery, runs, search, stages, tables
+from rules2ranks.configuration import Configuration, trained
 from rules2ranks.stages import compressing, ranks, subjects
 
 SHORT = {"steps": 4, "examples": 56, "kl": True}
@@ -114,3 +116,88 @@ def test_a_table_is_known_before_the_search(tmp_path):
 def test_questions_that_make_no_sense_are_refused(change, message):
     with pytest.raises(runs.ParameterError, match=message):
         ranks.Question.check(ASKED | change)
+
+
+# --- within bytes -----------------------------------------------------------------------------------------------
+
+BYTES = {"ends": "searched", "bits": (2, 4), "grid": (0, 2), "memory": 200_000}
+
+
+def test_a_choice_within_bytes_takes_what_an_export_of_it_takes():
+    given = problem(**BYTES, per="matrix")
+    model = compressing.load_pruned(given.question.pruned)
+    for point in search.random(given.space, 3, seed=0):
+        choice = given.space.configuration(point)
+        packed = quantisation.packed_bytes(quantisation.pack(copy.deepcopy(model), choice.bits))
+        buffers = sum(b.numel() * b.element_size() for name, b in model.named_buffers())  # no file holds them
+        assert given.space.used(point)[0] == given.memory(choice)
+        assert given.memory(choice) == packed - buffers + 4 * recovery.lora_parameters(model, choice.ranks)
+        text = tables.written(choice, given.shapes.names)
+        assert tables.read_choice(text, given.shapes.names) == choice
+
+
+def test_choices_are_written_by_layer_and_read_again():
+    given = problem(**BYTES)
+    layers = given.shapes.names
+    for point in search.random(given.space, 5, seed=0):
+        choice = given.space.configuration(point)
+        text = tables.written(choice, layers)
+        assert len(text.split()) == len(layers) and tables.read_choice(text, layers) == choice
+    assert tables.written(Configuration(bits={layers[0][0]: 4}, ranks={layers[1][0]: 2}), layers) == (
+        f"{layers[0][0]}=4:0 {layers[1][0]}=16:2"
+    )
+    assert tables.read_choice("2", layers) == given.choice(2) == tables.read_choice(" ".join("2" * 8), layers)
+
+
+def test_the_uniform_choice_within_bytes_is_the_best_that_fits():
+    given = problem(**BYTES)
+    fits = given.uniforms()
+    assert {given.memory(choice) <= 200_000 for choice in fits} == {True} and len(fits) == 3  # 4 bits with rank 2: over
+    means = [sum(given.score(choice, seed) for seed in ranks.UNIFORM_SEEDS) for choice in fits]
+    assert given.control("uniform") == [fits[int(np.argmin(means))]]
+
+
+def test_sensitivities_take_bits_from_what_bears_it():
+    given = problem(**BYTES | {"grid": (2,), "memory": 195_000})
+    (found,) = given.control("sensitivities")
+    point = given.space.point(found)
+    assert given.space.fills(point)
+    whole = given.score(Configuration(), 0)
+
+    def cost(choice):
+        """Each layer alone, added up."""
+        alone = [Configuration(bits={name: choice.bits[name] for name in layer}) for layer in given.shapes.names]
+        return sum(given.score(each, 0) - whole for each in alone)
+
+    # None of the random points costs less.
+    others = [given.space.configuration(point) for point in search.random(given.space, 20, seed=0)]
+    assert all(cost(found) <= cost(other) + 1e-9 for other in others)
+
+
+def test_a_front_has_the_bytes_as_its_second_score():
+    asked = problem(**BYTES, front=True, fill=0).question
+    given = ranks.Problem(asked)
+    found = ranks.search(asked, "NSGA-II", limit=4)
+    assert all(trial.scores[1] == given.space.used(trial.point)[0] for trial in found.trials)
+    assert found.front
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": (2, 4)}, "give memory"),
+        ({"front": True}, "give memory"),
+        ({"memory": 200_000, "bits": (2, 4)}, "ends must be searched"),
+        (BYTES | {"grid": (2,), "bits": (4,)}, "something to choose"),
+        (BYTES | {"bits": (2, 5)}, "2, 3, 4, 8 or 16"),
+    ],
+)
+def test_questions_within_bytes_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(runs.ParameterError, match=message):
+        ranks.Question.check(ASKED | change)
+
+
+def test_a_budget_that_nothing_fits_names_the_least_that_does():
+    given = problem(**BYTES | {"memory": 50_000})
+    with pytest.raises(ValueError, match="the least that these bits and ranks take are 105612"):
+        given.space  # noqa: B018

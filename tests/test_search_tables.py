@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from rules2ranks.search import Trial, rank_space, read_trials
+from rules2ranks.configuration import Matrix
+from rules2ranks.search import Trial, byte_space, rank_space, read_trials
 
 SPACE = rank_space([["a"], ["b"], ["c"]], (10, 10, 10), 2, fixed={0: 2})
 
@@ -54,3 +55,12 @@ def test_a_table_that_does_not_fit_is_refused(name, text, message, tmp_path):
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"there is no file .*none\.csv"):
         read_trials(tmp_path / "none.csv", SPACE)
+
+
+def test_a_table_of_ranks_within_bytes_and_none_of_bits(tmp_path):
+    units = [[Matrix(name, 8, 8, "p", "outputs")] for name in "ab"]
+    (file := tmp_path / "mine.csv").write_text("ranks,score\n0 2,1.5\n")
+    within = byte_space(units, 1000, (16,), (0, 2), rest=100, fill=0)
+    assert read_trials(file, within) == [Trial((0, 0, 1), (1.5,))]
+    with pytest.raises(ValueError, match="cannot say bits"):
+        read_trials(file, byte_space(units, 1000, (4, 8), (0, 2), group=8, fill=0))

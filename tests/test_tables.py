@@ -237,12 +237,22 @@ RANKS = {
     "search_seeds": [0],
     "report_seeds": [7],
 }
+#: Bits of layers within the bytes of uniform 4 bits.
+BITS = RANKS | {
+    "settings": {"4 bits": {"memory": 225_076, "bits": [2, 4, 8], "grid": [2], "ends": "searched"}},
+    "controls": ["uniform", "random vectors"],
+    "searchers": ["random search"],
+    "variants": {"no trust region": {"searcher": "AutoQRA", "trust_region": False, "population": 3}},
+    "rounds": 2,
+    "others": {"uniform 2 bits": {"bits": 2}},
+}
 ALL = {
     "edge_of_chaos": CHAOS,
     "edge_ablations": ABLATIONS,
     "compression": {"rules": [204], "seeds": [0], "pretrain": TINY, "fragility": {"ratios": [0.3]}},
     "rank_adaptor": RANKS | {"settings": {"50 %": {}}, "others": {"uniform, best rate": {"lr": 1e-3}}},
     "rank_settings": RANKS | {"settings": {"per kind": {"per": "kind"}}, "searchers": ["additive"]},
+    "mixed_bits": BITS,
     "recovery_rates": {
         "prunings": {"50 %": RANKS["pruned"]},
         "rank": 2,
@@ -293,6 +303,23 @@ def test_every_table_is_written_with_its_note(tmp_path: Path, monkeypatch):
     assert json.loads((tmp_path / "rank_adaptor_search.json").read_text())["rows"] == 11
     check_recoveries(tables.read("recovery_rates").table, tables.read("recoveries").table)
     assert "q_proj=" in tables.read("rank_settings").table.query("allocator == 'additive'").ranks.item()
+    check_bits(tables.read("mixed_bits").table, tables.read("mixed_bits_search").table)
+
+
+def check_bits(report: pd.DataFrame, searched: pd.DataFrame) -> None:
+    """Everything within the bytes but what is named as another width, and low fidelities in the histories only."""
+    assert report.set_index("allocator").memory["uniform 2 bits"].item() == 164_548
+    assert report.memory.dropna().le(225_076).all() and report.query("allocator == 'uniform'").memory.item() == 225_076
+    own = searched[searched.allocator == "no trust region"]
+    assert set(own.fidelity) == {0.25, 1.0} and set(own.phase) == {"importance", "evolution", "promoted"}
+    best = own[own.fidelity == 1].sort_values("measured").iloc[0]
+    assert report[report.allocator == "no trust region"].ranks.item() == best.ranks
+    layers = subjects.subject("language").shapes.names
+    for row in own.itertuples():
+        choice = tables.read_choice(row.ranks, layers)
+        asked = {"pruned": RANKS["pruned"], "bits": choice.bits, "ranks": choice.ranks, "seed": 0, **RANKS["recover"]}
+        metrics = made("recover", **asked, stop=max(1, round(row.fidelity * 2))).metrics
+        assert metrics["search_loss"] == row.measured
 
 
 def check_recoveries(tuned: pd.DataFrame, report: pd.DataFrame) -> None:
@@ -376,6 +403,9 @@ def test_reference_settings_are_those_of_the_profile():
         ("rank_adaptor", RANKS | {"settings": {"50 %": {"random_seeds": [8]}}}, "must be among report_seeds"),
         ("recovery_rates", ALL["recovery_rates"] | {"ways": {"lora": {"rates": [2.0], "steps": [1]}}}, "or equal to 1"),
         ("recovery_rates", ALL["recovery_rates"] | {"ways": {}}, "at least 1"),
+        ("mixed_bits", BITS | {"variants": {"mine": {"searcher": "AutoQRA", "lo": 0.1}}}, "'mine' is no searcher"),
+        ("mixed_bits", BITS | {"variants": {"mine": {"searcher": "AutoQR"}}}, "'mine' is no searcher"),
+        ("mixed_bits", BITS | {"settings": {"x": {"bits": [2]}}}, "give memory"),
         ("recoveries", ALL["recoveries"] | {"ways": ["lorra"]}, "'lora'"),
         ("language_suite", {"step": 3}, "did you mean 'steps'"),
         ("compresion", {}, "unknown table 'compresion': choose from"),

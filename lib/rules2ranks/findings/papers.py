@@ -8,9 +8,12 @@ from rules2ranks import evaluation, published, tables
 from rules2ranks.findings import ranks
 from rules2ranks.findings.compression import robustness
 from rules2ranks.findings.edge import COMPLEX, TASKS, baselines, how_learnt, learnt, lz76, scores, variants
+from rules2ranks.tables import plans
 
 #: The settings of `rank_adaptor` whose rows stand in README: the paper's question, and where ranks matter most.
 FRONT = ("layers, best rate", "kinds, lower rate")
+#: What choices of bits are compared with, in words.
+BESIDE = {ranks.UNIFORM: "uniform bits", "sensitivities": "what follows from sensitivities"}
 #: What the settings of `rank_adaptor` are about, by the word that their names begin with.
 UNITS = {"layers": "a layer", "kinds": "a kind of matrix", "matrices": "a matrix"}
 
@@ -29,8 +32,8 @@ def scorecard(digits: int = 2, front: bool = False) -> pd.DataFrame:
 
     Rows that begin with "Criterion" are what notebook 22 stated before its runs, met or not.
     """
-    rows = [*_complexity_rows(digits), *_rank_rows(digits), *_robustness_rows(digits)]
-    for question in ("AutoMixQ: bits per layer", "AutoQRA: bits and ranks together", "DarwinLM: evolutionary pruning"):
+    rows = [*_complexity_rows(digits), *_rank_rows(digits), *_bit_rows(digits), *_robustness_rows(digits)]
+    for question in ("AutoQRA: bits and ranks together", "DarwinLM: evolutionary pruning"):
         rows.append(_row(question, "see data/published/", "not run"))
     card = pd.DataFrame(rows).set_index("question")
     return card[card.pop("front")] if front else card.drop(columns="front")
@@ -154,6 +157,28 @@ def _rank_paper(digits: int) -> str:
         f"points on the average of seven tasks (but see notebook 33); 30 % removed: {quoted:+.{digits}f} on BoolQ as "
         f"quoted, the same record {average:+.{digits}f} on that average"
     )
+
+
+def _bit_rows(digits: int) -> list[Row]:
+    """Bits of layers: each choice against what a simple mind takes at these bytes."""
+    found, plan = ranks.comparisons("mixed_bits"), plans.read("mixed_bits")
+    sizes = f"{len(plan.run['report_seeds'])} fresh seeds, {len(plan.run['search_seeds'])} searches"
+    how, rows = f"half removed, 0.5 M parameters, LoRA of rank 2 from LoftQ; {sizes}", []
+    for setting, name in found.index:
+        row = found.loc[setting, name]
+        if name in plan.confirmatory and not row.verdict.startswith("the same"):
+            against = plan.baseline.get(setting, ranks.UNIFORM)
+            asked = f"{name} against {BESIDE[against]}, {setting} a number"
+            text = ranks.percent(found.loc[[(setting, name)]]).item()
+            rows.append(_row(asked, _bit_paper(digits), f"loss {text} %", how) | {"reading": row.verdict})
+    return sorted(rows, key=lambda row: not row["question"].startswith("RankAdaptor"))
+
+
+def _bit_paper(digits: int) -> str:
+    """What AutoMixQ's abstract says, whose baselines are other starts and unquantised weights."""
+    score = [_paper("automixq", "BoolQ accuracy", f"LLaMA-7B; 30 % removed; {which}") for which in ("AutoMixQ", "LoRA")]
+    saved = _paper("automixq", "memory saved", "LLaMA-7B; 30 % removed; against LoRA")
+    return f"LLaMA-7B, 30 % removed, against LoRA: BoolQ {score[0] - score[1]:+.{digits}f}, memory -{saved:.1f} %"
 
 
 def _recovery_rows() -> list[Row]:

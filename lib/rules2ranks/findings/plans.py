@@ -44,7 +44,7 @@ def _stated(run: dict[str, Any]) -> dict[str, dict]:
     shared, found = {name: value for name, value in run.items() if name != "settings"}, {}
     for name, own in run["settings"].items():
         given = shared | own
-        allocators = [*given["controls"], *given["searchers"], *given.get("others", {})]
+        allocators = [*given["controls"], *given["searchers"], *given.get("variants", {}), *given.get("others", {})]
         found[name] = {
             "allocators": sorted(allocators),
             "report seeds": len(given["report_seeds"]),

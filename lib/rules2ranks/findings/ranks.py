@@ -1,8 +1,8 @@
-"""What the reference tables of ranks say: who beats the uniform rank, who is as good, and what is not decided.
+"""What the tables of ranks and of bits say: who beats the uniform choice, who is as good, and what is not decided.
 
-An effect is the logarithm of a loss over the uniform rank's under the same seed: its mean says by which share the loss
-is higher, and is comparable over settings. What was drawn beside the seeds (searches, random vectors) is drawn again in
-the interval too: `evaluation.crossed`.
+An effect is the logarithm of a loss over the baseline's (uniform, unless the plan says so) under the same seed: its
+mean says by which share the loss is higher, and is comparable over settings. What was drawn beside the seeds (searches,
+random vectors) is drawn again in the interval too: `evaluation.crossed`.
 """
 
 import math
@@ -26,31 +26,32 @@ def _wide(part: pd.DataFrame, allocator: str, what: str) -> pd.DataFrame:
     return own.assign(which=own.which.fillna(0)).pivot(index="which", columns="report_seed", values=what).astype(float)
 
 
-def effects(part: pd.DataFrame, allocator: str, what: str = "loss") -> pd.DataFrame:
-    """Vectors × report seeds of one setting: log(loss / uniform's); of an accuracy the difference to uniform's."""
-    own, uniform = _wide(part, allocator, what), _wide(part, UNIFORM, what).iloc[0]
-    return np.log(own / uniform[own.columns]) if what == "loss" else own - uniform[own.columns]
+def effects(part: pd.DataFrame, allocator: str, what: str = "loss", baseline: str = UNIFORM) -> pd.DataFrame:
+    """Vectors × report seeds of one setting: log(loss / baseline's); of an accuracy the difference to it."""
+    own, other = _wide(part, allocator, what), _wide(part, baseline, what).iloc[0]
+    return np.log(own / other[own.columns]) if what == "loss" else own - other[own.columns]
 
 
 def comparisons(table: str = "rank_adaptor") -> pd.DataFrame:
-    """Every allocator against the uniform rank of its setting, by (setting, allocator).
+    """Every allocator against the baseline of its setting (uniform, unless the plan says so), by (setting, allocator).
 
-    `uniform`: its mean loss in nats; `estimate`, `low`, `high`: the share by which the allocator's loss is higher, with
-    the 95 % interval; `p` two-sided. Of what the plan names as confirmatory also `holm` (corrected over all of them),
-    `equivalence` (p of two one-sided tests against the plan's margin, corrected too), `smallest` (the share that could
-    have been shown with the plan's power at the first step of the correction) and the `verdict`. What cannot differ
-    from uniform, or has the very vectors of another allocator, says so instead and is not counted.
+    `baseline`: its mean loss in nats; `estimate`, `low`, `high`: the share by which the allocator's loss is higher,
+    with the 95 % interval; `p` two-sided. Of what the plan names as confirmatory also `holm` (corrected over all of
+    them), `equivalence` (p of two one-sided tests against the plan's margin, corrected too), `smallest` (the share that
+    could have been shown with the plan's power at the first step of the correction) and the `verdict`. What cannot
+    differ from the baseline, or has the very vectors of another allocator, says so instead and is not counted.
     """
     plan, frame = plans.read(table), tables.read(table).table
     rows, found = {}, {}
     for setting, part in frame.groupby("setting", sort=False):
-        uniform = _wide(part, UNIFORM, "loss").to_numpy().mean()
+        baseline = plan.baseline.get(setting, UNIFORM)
+        loss = _wide(part, baseline, "loss").to_numpy().mean()
         for name in part.allocator.unique():
-            if name not in (UNIFORM, ALONE):
-                found[setting, name] = here = evaluation.crossed(effects(part, name))
+            if name not in (baseline, ALONE):
+                found[setting, name] = here = evaluation.crossed(effects(part, name, baseline=baseline))
                 shares = [math.expm1(x) for x in here[:3]]
-                rows[setting, name] = [uniform, *shares, here.p, _same(part, name, plan.confirmatory)]
-    effect = _by_key(rows, ["uniform", "estimate", "low", "high", "p", "verdict"])
+                rows[setting, name] = [loss, *shares, here.p, _same(part, name, baseline, plan.confirmatory)]
+    effect = _by_key(rows, ["baseline", "estimate", "low", "high", "p", "verdict"])
     tested = [key for key in effect.index if key[1] in plan.confirmatory and not effect.verdict[key]]
     return _judged(effect.join(_tested({key: found[key] for key in tested}, plan)), plan) if tested else effect
 
@@ -61,10 +62,10 @@ def _by_key(rows: dict[tuple[str, str], list], columns: list[str]) -> pd.DataFra
     return found
 
 
-def _same(part: pd.DataFrame, name: str, confirmatory: Sequence[str]) -> str:
-    """Why an allocator is no test of its own: its vectors are uniform's or an earlier allocator's; else empty."""
+def _same(part: pd.DataFrame, name: str, baseline: str, confirmatory: Sequence[str]) -> str:
+    """Why an allocator is no test of its own: its vectors are the baseline's or an earlier allocator's; else empty."""
     vectors = part.groupby("allocator", sort=False).ranks.agg(lambda some: tuple(sorted(set(some.dropna()))))
-    before = [UNIFORM, *(other for other in confirmatory if other in vectors)]
+    before = [baseline, *(other for other in confirmatory if other in vectors and other != baseline)]
     earlier = before[: before.index(name)] if name in before else before[:1]
     return next((f"the same as {other}" for other in earlier if vectors[other] == vectors[name]), "")
 

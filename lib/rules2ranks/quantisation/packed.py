@@ -1,6 +1,6 @@
 """Matrices of few bits in a model: their values in plain modules, or packed in modules of their own."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,16 @@ class Packed(nn.Module):
         """The matrix, (outputs, inputs)."""
         codes = unpack_codes(self.codes, self.bits).view(-1, self.group)
         return dequantised(codes, self.scale, self.zero).view(self.outputs_inputs).to(self.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """A move to another device takes all along; a change of type is one of the weight, not of scales and zeros."""
+        held = self.scale, self.zero
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        super()._apply(fn, recurse)
+        for name, before in zip(("scale", "zero"), held, strict=True):
+            if not before.is_meta:
+                setattr(self, name, before.to(getattr(self, name).device))
+        return self
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name == "weight":

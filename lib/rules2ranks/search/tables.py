@@ -20,12 +20,14 @@ def read_trials(path: str | Path, space: Space, *, score: str = "score", higher_
     rows (other seeds) counts once, with the mean of its scores.
 
     Raises:
-        ValueError: a missing file, another format, missing or unknown columns (says which and what is expected), ranks
-            or scores that are no numbers, or ranks outside the space (names the row).
+        ValueError: a space of more than ranks, a missing file, another format, missing or unknown columns (says which
+            and what is expected), ranks or scores that are no numbers, or ranks outside the space (names the row).
     """
+    if any(len({option[:2] for option in knob.options}) > 1 for knob in space.knobs):
+        raise ValueError("a table of ranks cannot say bits or levels: give such trials as `known`")
     path = Path(path)
     table = _table(path)
-    columns = [f"rank_{knob}" for knob in range(len(space.knobs))]
+    columns = [f"rank_{knob}" for knob in range(sum(bool(knob.matrices) for knob in space.knobs))]
     wanted = ["ranks"] if "ranks" in table else columns
     expected = f"expected `ranks` (or {columns[0]} … {columns[-1]}) and `{score}`"
     if missing := [name for name in [*wanted, score] if name not in table]:
@@ -64,11 +66,15 @@ def _table(path: Path) -> pd.DataFrame:
 def _point(space: Space, ranks: Any) -> Point:
     """The point with these ranks: whole numbers from a list, or from text with blanks or commas between them."""
     numbers = [float(part) for part in (ranks.replace(",", " ").split() if isinstance(ranks, str) else ranks)]
-    if len(numbers) != len(space.knobs):
-        raise ValueError(f"one rank for each of {len(space.knobs)} knobs is needed, got {len(numbers)}")
-    point: Point = ()
-    for place, (knob, rank) in enumerate(zip(space.knobs, numbers, strict=True)):
-        known = [option.rank for option in knob.options]
+    needed = sum(bool(knob.matrices) for knob in space.knobs)
+    if len(numbers) != needed:
+        raise ValueError(f"one rank for each of {needed} knobs is needed, got {len(numbers)}")
+    point, left = (), list(numbers)
+    for place, knob in enumerate(space.knobs):
+        if not knob.matrices:  # what stands outside all matrices has no rank
+            point += (0,)
+            continue
+        known, rank = [option.rank for option in knob.options], left.pop(0)
         if rank not in known:
             raise ValueError(f"knob {place} has no rank {rank:g}, it has {known}")
         point += (known.index(rank),)

@@ -189,6 +189,11 @@ class LlamaRanks(Notebook, name="33_llama_ranks"):
     seed: Seed
 
 
+class MixedBits(Notebook, name="34_mixed_bits"):
+    setting: str
+    seed: Seed
+
+
 class OwnModel(Notebook, name="36_your_own_model"):
     model: Annotated[str, Field(description="folder or hub name; empty: the one that the notebook makes")]
     data: Annotated[str, Field(description="file of texts; empty: the one that the notebook makes")]
@@ -204,6 +209,7 @@ class OwnModel(Notebook, name="36_your_own_model"):
     lr: Rate
     offline: Annotated[int, Field(ge=2, le=10_000)]
     rounds: Annotated[int, Field(ge=0, le=10_000)]
+    budget: Annotated[int, Field(ge=0, description="bytes, at most; 0: those of 3 bits everywhere")]
     dtype: Literal["float32", "bfloat16"]
     at_once: Size
     tasks: list[str]

@@ -138,6 +138,11 @@ class Problem:
         found = self.score(choice, seed, fidelity)
         return (found, float(self.memory(choice))) if self.question.front else (found,)
 
+    def uniform(self, bits: int, rank: int) -> Configuration:
+        """All matrices alike."""
+        names = self.shapes.matrices
+        return Configuration(bits=dict.fromkeys(names, bits), ranks=dict.fromkeys(names, rank))
+
     def uniforms(self) -> list[Configuration]:
         """The choices that treat all matrices alike and fit the budget of bytes."""
         options = self.space.knobs[-1].options

@@ -22,14 +22,16 @@ RANDOM = "random vectors"
 class Setting(Question):
     """A question, and who is to answer it: controls and searchers, under which seeds.
 
-    Random vectors are reported under `random_seeds` (None: all of `report_seeds`). `others` are the uniform rank
-    recovered otherwise: its name in the table, and what is other.
+    Random vectors are reported under `random_seeds` (None: all of `report_seeds`). `variants` are searchers with
+    settings of their own, by their name in the table: `searcher`, and what is other. `others` are the uniform rank
+    recovered otherwise, by its name there.
     """
 
     controls: list[Literal[*ranks.CONTROLS]]
     random: Size
     random_seeds: list[Seed] | None = None
     searchers: list[Literal[*search.SEARCHERS]]
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     offline: Size
     rounds: Size
     candidates: Size
@@ -39,7 +41,12 @@ class Setting(Question):
 
     @model_validator(mode="after")
     def _others_fit(self) -> Self:
-        for how in self.others.values():  # told now, not after the searches
+        for name in self.variants:  # told now, not after the searches
+            try:
+                self.searcher(name)
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"variant {name!r} is no searcher with these settings: {error}") from None
+        for how in self.others.values():
             Recovery.check({**dict(self.recover), "pruned": self.pruned, **how})
         if not set(self.random_seeds or ()) <= set(self.report_seeds):
             raise ValueError("random_seeds must be among report_seeds, under which uniform is reported")
@@ -50,10 +57,16 @@ class Setting(Question):
         return (self.random_seeds if allocator == RANDOM else None) or self.report_seeds
 
     def searcher(self, name: str) -> search.Searcher:
-        """The searcher of that name with this setting's sizes, as far as it has any."""
-        kind = search.SEARCHERS[name]
+        """The searcher or variant of that name with this setting's sizes, as far as it has any."""
+        own = {"searcher": name, **self.variants.get(name, {})}
+        kind = search.SEARCHERS[own.pop("searcher")]
         known = signature(kind).parameters
-        return kind(**{size: getattr(self, size) for size in ("offline", "candidates") if size in known})
+        return kind(**{size: getattr(self, size) for size in ("offline", "candidates") if size in known} | own)
+
+    @property
+    def all_searchers(self) -> list[str]:
+        """Searchers and variants."""
+        return [*self.searchers, *self.variants]
 
 
 class RankTable(runs.Params):
@@ -112,7 +125,7 @@ def _searched(settings: RankTable, workers: int) -> dict[str, Rows]:
     jobs = [
         (history, {"name": name, "setting": setting, "allocator": kind, "seed": seed})
         for name, setting in settings.settings.items()
-        for kind in ("uniform", *setting.searchers)
+        for kind in ("uniform", *setting.all_searchers)
         # Seeds side by side: searchers of one seed begin with the same vectors and would wait for each other.
         for seed in setting.search_seeds
     ]
@@ -155,7 +168,7 @@ def _choices(problem: Problem, searched: Rows) -> list[Chosen]:
     for kind in setting.controls:
         found = problem.control(kind, setting.random)
         chosen += [Chosen(kind, k if len(found) > 1 else None, ranks, {}) for k, ranks in enumerate(found)]
-    for kind in setting.searchers:
+    for kind in setting.all_searchers:
         for seed in setting.search_seeds:
             entries = [e for e in searched if (e["allocator"], e["search_seed"]) == (kind, seed)]
             entries = [e for e in entries if e.get("fidelity", 1.0) == 1]
