@@ -93,6 +93,14 @@ def test_the_scorecard_says_what_was_not_run():
     assert re.fullmatch(r"-?\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]", shown)
 
 
+def test_the_front_page_has_ten_rows_and_what_failed_is_among_them():
+    card, front = findings.scorecard(), findings.scorecard(front=True)
+    assert len(front) == 10 and front.index.isin(card.index).all()
+    stated = card[card.index.str.startswith("Criterion")]
+    assert set(stated.reading) <= {"met", "not met"}
+    assert (stated.reading == "not met").any() and front.index.str.startswith("Criterion").any()
+
+
 def test_markdown_is_a_table_whatever_the_cells_hold():
     table = pd.DataFrame({"a|b": ["x|y", 1]}, index=pd.Index(["r", "s"], name="n"))
     lines = findings.markdown(table).splitlines()

@@ -6,7 +6,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hqq.core.quantize import Quantizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils.loftq_utils import _low_rank_decomposition
@@ -27,6 +26,8 @@ def drawn(*shape, seed=0):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_the_grid_is_that_of_hqq(bits):
+    from hqq.core.quantize import Quantizer  # brings torch's compiler along, which takes seconds
+
     weight = drawn(48, 64)
     ours = quantisation.quantised(weight, bits)
     codes, meta = Quantizer.quantize(weight, nbits=bits, group_size=64, axis=1, bitpack=False, device="cpu")
