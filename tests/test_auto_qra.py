@@ -207,8 +207,11 @@ def test_what_cannot_be_searched_is_told():
         search(SPACE, loss, "AutoQRA", limit=7)
     with pytest.raises(ValueError, match="one or two scores"):
         search(SPACE, lambda c, f: (1.0, 2.0, 3.0), "AutoQRA", limit=8)
-    with pytest.raises(ValueError, match="limit must be at least 16"):
-        search(SPACE, loss, "bits, then ranks", limit=15)
+    with pytest.raises(ValueError, match="limit must be at least 8"):
+        search(SPACE, loss, "bits, then ranks", limit=7)
+    only = byte_space(UNITS, 120_000, (8,), RANKS, rest=10_000)
+    with pytest.raises(ValueError, match="can bits alone fill the budget"):
+        search(only, loss, "bits, then ranks", limit=16)
 
 
 def test_bits_come_first_and_ranks_with_them_fixed():

@@ -68,7 +68,7 @@ class AutoQRA(Searcher, name="AutoQRA"):
     def begin(self, space: Space, limit: int, seed: int) -> Self:
         begun = super().begin(space, limit, seed)
         begun._axes, begun._randomness = Axes(space), generator(seed, 2)
-        begun._all, begun._spent = {}, 0.0
+        begun._all, begun._spent, begun._worst = {}, 0.0, None
         begun._run, begun._asked, begun._over = begun._phases(), None, False
         return begun
 
@@ -251,8 +251,10 @@ class AutoQRA(Searcher, name="AutoQRA"):
         return evolution.hypervolume(full, self._reference(full)) if full else 0.0
 
     def _reference(self, full: list[Scores]) -> Scores:
-        """The worst scores of the first generation in full: fixed, so that volumes compare."""
-        self._worst = getattr(self, "_worst", None) or tuple(1.1 * max(column) for column in zip(*full, strict=True))
+        """A tenth beyond the worst scores of the first generation in full: fixed, so that volumes compare."""
+        if self._worst is None:
+            worst = [max(column) for column in zip(*full, strict=True)]
+            self._worst = tuple(value + 0.1 * abs(value) for value in worst)
         return self._worst
 
     def _settled(self, volumes: list[float]) -> bool:

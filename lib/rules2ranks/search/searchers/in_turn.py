@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
+from rules2ranks.search.controls import draw
 from rules2ranks.search.searcher import Searcher
 from rules2ranks.search.searchers.rank_adaptor import RankAdaptor
-from rules2ranks.search.space import Option, Point, Space
+from rules2ranks.search.space import Option, Point, Space, generator
 from rules2ranks.search.trials import Proposal, Trial
 
 
@@ -17,17 +18,19 @@ from rules2ranks.search.trials import Proposal, Trial
 class InTurn(Searcher, name="bits, then ranks"):
     """RankAdaptor twice, with half of `limit` each: over bits at one rank for all, then over ranks at the bits found.
 
+    Half of each half, eight points at most, are random.
+
     The rank in the first half is one that leaves about as much of the budget to bits as it takes.
     """
 
     @property
     def least(self) -> int:
-        return 2 * RankAdaptor().least
+        return 8
 
     def begin(self, space: Space, limit: int, seed: int) -> Self:
         begun = super().begin(space, limit, seed)
         begun._part, begun._places = _at_one_rank(space)
-        begun._inner = RankAdaptor().begin(begun._part, limit // 2, seed)
+        begun._inner = _half(begun._part, limit // 2, seed)
         begun._second = False
         return begun
 
@@ -53,13 +56,19 @@ class InTurn(Searcher, name="bits, then ranks"):
         best = min(self.trials, key=lambda trial: trial.scores).point
         bits = [self.space.knobs[knob].options[place].bits for knob, place in enumerate(best)]
         self._part, self._places = _only(self.space, lambda knob, option: option.bits == bits[knob])
-        self._inner = RankAdaptor().begin(self._part, self.limit - self.limit // 2, self.seed)
+        self._inner = _half(self._part, self.limit - self.limit // 2, self.seed)
         within = tuple(list(places).index(place) for places, place in zip(self._places, best, strict=True))
         self._inner.tell(Trial(within, min(trial.scores for trial in self.trials)))
         self._second = True
 
     def _outer(self, point: Point) -> Point:
         return tuple(places[place] for places, place in zip(self._places, point, strict=True))
+
+
+def _half(space: Space, limit: int, seed: int) -> RankAdaptor:
+    """RankAdaptor on a part that may have few points."""
+    there = len(draw(space, min(RankAdaptor.offline, limit // 2), generator(seed, 3)))
+    return RankAdaptor(offline=max(there, 2)).begin(space, limit, seed)
 
 
 def _only(space: Space, wanted: Callable[[int, Option], bool]) -> tuple[Space, list[list[int]]]:
