@@ -4,7 +4,7 @@
     pack(model, {"model.layers.0.mlp.up_proj": 3, …})          # the same values, kept in 3 bits
 
 Both compute the same, bit for bit. A search takes the first, which is faster on a CPU; `pruning.save_pruned` writes the
-second. `start` splits a matrix into few bits and a low-rank correction (LoftQ, CLoQ).
+second. `loftq` and `cloq` split a matrix into few bits and a low-rank correction.
 """
 
 from rules2ranks.quantisation.grid import BITS, Quantised, quantised
@@ -20,10 +20,11 @@ from rules2ranks.quantisation.packed import (
     rows_of,
 )
 from rules2ranks.quantisation.packing import pack_codes, unpack_codes
-from rules2ranks.quantisation.starts import cloq, loftq
+from rules2ranks.quantisation.starts import ROUNDS, cloq, loftq
 
 __all__ = [
     "BITS",
+    "ROUNDS",
     "Packed",
     "Quantised",
     "bits_of",

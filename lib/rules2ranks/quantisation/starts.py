@@ -8,11 +8,13 @@ from rules2ranks.quantisation.grid import Quantised, quantised
 
 #: Below this share of the largest eigenvalue of the inputs' second moment, a direction counts as never seen.
 DAMPING = 1e-6
+#: Of LoftQ, unless told otherwise (its authors' number).
+ROUNDS = 5
 
 
 @torch.no_grad()
 def loftq(
-    weight: Tensor, bits: int, rank: int, rounds: int = 5, group: int = GROUP
+    weight: Tensor, bits: int, rank: int, rounds: int = ROUNDS, group: int = GROUP
 ) -> tuple[Quantised, Tensor, Tensor]:
     """LoftQ (Li et al., arXiv 2310.08659, algorithm 1): Q, A (rank, inputs) and B (outputs, rank) with Q + B·A near W.
 

@@ -43,7 +43,7 @@ class Given:
     bits: Mapping[str, int] = field(default_factory=dict)
     group: int = GROUP
     packed: bool = False
-    rounds: int = 5
+    rounds: int = quantisation.ROUNDS
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:

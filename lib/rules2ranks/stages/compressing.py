@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from rules2ranks import decoders, models, pruning, quantisation, recovery, runs, training
 from rules2ranks.configuration import GROUP, Bits, Shapes, by_matrix
 from rules2ranks.importance import Kind
+from rules2ranks.quantisation import ROUNDS
 from rules2ranks.runs import stage
 from rules2ranks.spreads import Spread
 from rules2ranks.stages import learning
@@ -24,8 +25,6 @@ from rules2ranks.training import Schedule
 
 Protect = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 MatrixRank = Annotated[int, Field(ge=0, le=256)]
-#: Of LoftQ, unless told otherwise (its authors' number).
-ROUNDS = 5
 
 
 class Pruning(runs.Params):

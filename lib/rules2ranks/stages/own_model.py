@@ -62,9 +62,8 @@ def export(recovered: Mapping[str, Any] | Recovery, folder: str | Path, merged: 
     result = recover(recovered)
     beside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
-    apart = bool(recovered.ranks) and not (merged and recovered.bits.keys().isdisjoint(recovered.ranks))
-    whole = recovered.ranks and not apart
-    pruning.save_pruned(recovery.merge(recovered_model(recovered)) if whole else _frozen(recovered), beside)
+    apart = bool(recovered.ranks) and not (merged and _merges(recovered))
+    pruning.save_pruned(_frozen(recovered) if apart else recovered_model(recovered), beside)
     if apart:
         (beside / ADAPTER).mkdir()
         for file in result.folder.glob("adapter_*"):
@@ -78,9 +77,17 @@ def export(recovered: Mapping[str, Any] | Recovery, folder: str | Path, merged: 
 
 
 def recovered_model(recovered: Recovery) -> nn.Module:
-    """The model of a recovery, made if need be, with its adapter on it; matrices of few bits are packed."""
+    """The model of a recovery, made if need be: the adapter is added to the weights, or lies on those of few bits."""
     adapter, model = recover(recovered).folder, _frozen(recovered)
-    return recovery.load_adapter(model, adapter) if recovered.ranks else model
+    if not recovered.ranks:
+        return model
+    adapted = recovery.load_adapter(model, adapter)
+    return recovery.merge(adapted) if _merges(recovered) else adapted
+
+
+def _merges(recovered: Recovery) -> bool:
+    """Whether no matrix has both an adapter and few bits, which cannot say the sum."""
+    return recovered.bits.keys().isdisjoint(recovered.ranks)
 
 
 def _frozen(recovered: Recovery) -> nn.Module:
@@ -225,7 +232,7 @@ def _finite(value: float) -> float | None:
 
 
 def _model(of: OwnModel | Pruning | Recovery) -> nn.Module:
-    """The model to measure, on the device, as `export` writes it."""
+    """The model to measure, on the device; an adapter is merged where `export` merges it."""
     match of:
         case OwnModel():
             return models.load_causal_lm(of.model, of.dtype).to(training.device())

@@ -107,7 +107,7 @@ class Problem:
         return searching.byte_space(units, asked.memory, asked.bits, asked.grid, rest=rest, **how)
 
     def memory(self, choice: Configuration) -> int:
-        """Bytes of the model and its adapters, as an export of this choice takes them (headers aside)."""
+        """Bytes of the model with its adapters beside it, as an export of this choice takes them (headers aside)."""
         return memory(choice, self.shapes, self.question.recover.group)
 
     def _cost(self, names: Sequence[str]) -> int:
