@@ -204,6 +204,11 @@ def _twice(problem: Problem, number: int) -> list[Configuration]:
     return [problem.choice(2 * problem.question.mean_rank)]
 
 
+def _uniform_grid(problem: Problem, number: int) -> list[Configuration]:
+    """Every width with every rank, the same for all matrices, whatever bytes they take."""
+    return [problem.uniform(bits, rank) for bits in problem.question.bits for rank in problem.question.grid]
+
+
 #: What a searched choice is compared with: points of the problem's space, or configurations outside it.
 CONTROLS: dict[str, Callable[[Problem, int], Sequence[Point | Configuration]]] = {
     "uniform": _uniform,
@@ -214,6 +219,7 @@ CONTROLS: dict[str, Callable[[Problem, int], Sequence[Point | Configuration]]] =
     "CFSP": lambda problem, number: [problem.by(problem.block_importance())],
     "gradient": lambda problem, number: [problem.by(problem.gradient_norms())],
     "sensitivities": _by_sensitivity,
+    "uniform grid": _uniform_grid,
 }
 
 

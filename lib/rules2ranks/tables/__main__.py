@@ -27,6 +27,7 @@ MAKERS: dict[str, Maker] = {
     "rank_settings": ranks.rank_settings,
     "recoveries": recoveries.recoveries,
     "mixed_bits": ranks.mixed_bits,
+    "bits_and_ranks": ranks.bits_and_ranks,
 }
 ON_REQUEST: dict[str, Maker] = {"language_suite": language_suite.language_suite}
 

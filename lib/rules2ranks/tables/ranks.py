@@ -15,16 +15,16 @@ from rules2ranks.stages.ranks import Problem, Question
 from rules2ranks.tables import ALONE, Rows, read_choice, written
 from rules2ranks.tables.many import measure, seconds_of, stage_jobs
 
-#: The control whose vectors are drawn.
-RANDOM = "random vectors"
+#: The controls of many vectors: reported under fewer seeds where a setting says so.
+MANY = ("random vectors", "uniform grid")
 
 
 class Setting(Question):
     """A question, and who is to answer it: controls and searchers, under which seeds.
 
-    Random vectors are reported under `random_seeds` (None: all of `report_seeds`). `variants` are searchers with
-    settings of their own, by their name in the table: `searcher`, and what is other. `others` are the uniform rank
-    recovered otherwise, by its name there.
+    Random vectors and the uniform grid are reported under `random_seeds` (None: all of `report_seeds`). `variants` are
+    searchers with settings of their own, by their name in the table: `searcher`, and what is other. `others` are the
+    uniform rank recovered otherwise, or another uniform rank, by its name there.
     """
 
     controls: list[Literal[*ranks.CONTROLS]]
@@ -54,7 +54,7 @@ class Setting(Question):
 
     def seeds(self, allocator: str) -> list[Seed]:
         """Those under which an allocator is reported."""
-        return (self.random_seeds if allocator == RANDOM else None) or self.report_seeds
+        return (self.random_seeds if allocator in MANY else None) or self.report_seeds
 
     def searcher(self, name: str) -> search.Searcher:
         """The searcher or variant of that name with this setting's sizes, as far as it has any."""
@@ -175,8 +175,9 @@ def _choices(problem: Problem, searched: Rows) -> list[Chosen]:
             # A searcher's own choice is "exact"; the others return the best that they measured.
             best = next((e for e in entries if e["phase"] == "exact"), min(entries, key=lambda e: e["measured"]))
             chosen.append(Chosen(kind, seed, read_choice(best["ranks"], problem.shapes.names), {}))
-    uniform = setting.mean_rank
-    return chosen + [Chosen(name, None, uniform, how) for name, how in setting.others.items()]
+    return chosen + [
+        Chosen(name, None, how.get("ranks", setting.mean_rank), how) for name, how in setting.others.items()
+    ]
 
 
 def _alone(problem: Problem) -> dict[str, Any]:
@@ -196,7 +197,8 @@ def _row(problem: Problem, choice: Chosen, seed: int, result: runs.Result) -> di
         "which": choice.which,
         "ranks": written(choice.ranks, problem.shapes.names),
         "report_seed": seed,
-        **{name: value for name, value in scores.items() if not name.startswith("search_")},
+        # Of what is measured on the search's examples the loss alone, by which rates can be chosen.
+        **{name: value for name, value in scores.items() if not name.startswith("search_") or name == "search_loss"},
         **{name: result.params[name] for name in ("method", "lr", "steps")},
     }
 
@@ -214,3 +216,8 @@ def mixed_bits(settings: RankTable, workers: int) -> tuple[dict[str, Rows], floa
 def rank_settings(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
     """The ranks of layers again where other shares were pruned, spread otherwise, and of another model."""
     return table("rank_settings", settings, workers)
+
+
+def bits_and_ranks(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
+    """Bits and ranks of layers within the bytes of uniform 4 bits: together, in parts, in turn."""
+    return table("bits_and_ranks", settings, workers)
