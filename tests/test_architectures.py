@@ -71,16 +71,22 @@ def config_of(name, changes):
     return getattr(transformers, name)(**changes)
 
 
+def refusal(config, kind, empty):
+    """Why an architecture cannot be pruned; empty if it can."""
+    try:
+        pruning.check_architecture(config, empty)
+    except ValueError as refused:
+        return str(refused).partition("; supported are")[0].removeprefix(f"{kind.__name__} cannot be pruned: ")
+    return ""
+
+
 def look(name, changes):
     """What is found out about one architecture."""
     config = config_of(name, changes)
     kind, part = decoders.causal_lm(config)
     family = next(filter(None, map(decoders.family_of, decoders.skeleton(tiny_config(part), kind).modules())), None)
-    try:
-        pruning.check_architecture(config)
-        why = ""
-    except ValueError as refusal:
-        why = str(refusal).partition("; supported are")[0].removeprefix(f"{kind.__name__} cannot be pruned: ")
+    why = refusal(config, kind, False)
+    whole = "" if why else "yes" if not (fault := refusal(config, kind, True)) else fault
     given = ", ".join(
         f"{key}={f'[{value[0]}, …]' if isinstance(value, list) else value}" for key, value in changes.items()
     )
@@ -88,6 +94,7 @@ def look(name, changes):
         "architecture": f"{kind.__name__} ({given})" if given else kind.__name__,
         "family": family.name if family else "",
         "verdict": "refused" if why else "works",
+        "whole parts can go": whole,
         "why": why,
     }
 

@@ -42,7 +42,8 @@ def arrays(configuration: Configuration) -> list[np.ndarray]:
         channels = 6 - configuration.levels.get(f"{n}.mlp", 0)
         sizes = {"q": (heads, 8, heads), "o": (8, heads, 8), "up": (channels, 8, 0), "down": (8, channels, 0)}
         for name, (outputs, inputs, bias) in sizes.items():
-            if heads == 0 and name in "qo":  # the whole part is gone, its biases too
+            if heads == 0 and name in "qo":  # the whole part is gone; what its output adds to all stays
+                held += [np.zeros(bias, np.float32)] if name == "o" else []
                 continue
             full, bits = f"{n}.{name}", configuration.bits.get(f"{n}.{name}", 16)
             if bits == 16:

@@ -9,7 +9,7 @@ import torch_pruning
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rules2ranks import pruning
+from rules2ranks import decoders, pruning
 from rules2ranks.models import parameter_count
 from tiny_decoders import CLOSE, FAMILIES, build, plan_of, tokens
 
@@ -31,6 +31,22 @@ def test_group_sizes_by_hand():
     layer = pruning.groups(build("gpt2", kv=2, head=4, channels=5))[0]
     assert layer.attention.parameters == 3 * 4 * (8 + 1) + 4 * 8
     assert layer.channels.parameters == (8 + 1) + 8
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_part_without_groups_costs_nothing_and_has_no_matrices(family):
+    model = build(family)
+    shapes, pruned = decoders.shapes(model), pruning.prune(model, plan_of(model, [((), (1, 3)), ((1,), ())]))
+    first, last = (layer.name for layer in pruning.groups(model))
+    gone = {f"{first}.attention": 2, f"{first}.mlp": 3, f"{last}.attention": 1, f"{last}.mlp": 5}
+    assert decoders.shapes(pruned) == shapes.cut(gone)
+    assert decoders.shapes(pruned).parameters == parameter_count(pruned)
+    assert [list(layer) for layer in decoders.linears(pruned)] == decoders.shapes(pruned).names
+    empty = pruning.groups(pruned)[0].attention
+    assert (empty.count, empty.parameters) == (0, 0)
+    again = pruning.prune(pruned, plan_of(pruned, [((), (1,)), ((), ())]))
+    assert pruning.sizes(again) == [{"attention_groups": 0, "channels": 1}, {"attention_groups": 0, "channels": 0}]
+    assert again(tokens()).logits.isfinite().all()
 
 
 def test_output_matrices_by_name():

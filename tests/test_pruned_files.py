@@ -1,5 +1,6 @@
 """Pruned models on disk: they load bit for bit in a new process, with new biases too, or are refused."""
 
+import copy
 import hashlib
 import json
 import subprocess
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from rules2ranks import pruning
+from rules2ranks import decoders, pruning, quantisation, recovery
 from rules2ranks.models import parameter_count
+from rules2ranks.recovery.wrapping import adapted_matrices
 from tiny_decoders import FAMILIES, build, plan_of, some_means, tokens
 
 
@@ -91,6 +93,26 @@ def test_saved_files_name_the_matrices_that_got_a_bias(tmp_path):
         pruning.save_pruned(loaded, again)
         assert (again / "pruning.json").read_text() == (folder / "pruning.json").read_text()
         assert all(torch.equal(a, b) for a, b in zip(pruned.parameters(), loaded.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_without_some_attention_and_mlp_is_saved_adapted_and_packed_like_any_other(tmp_path, family):
+    model = build(family, channels=8, hidden=16, kv=4, head=8)
+    layers = pruning.groups(model)
+    plan = plan_of(model, [((), (1, 2, 4, 7)), ((1, 2), ())])
+    pruned = pruning.prune(model, plan)
+    bits = {name: 3 for layer in decoders.linears(pruned) for name in layer}
+    for some in (pruned, quantisation.pack(copy.deepcopy(pruned), bits, 8)):
+        pruning.save_pruned(some, tmp_path)
+        loaded = pruning.load_pruned(tmp_path)
+        assert torch.equal(loaded(tokens()).logits, some(tokens()).logits)
+    assert json.loads((tmp_path / "pruning.json").read_text())["layers"][0]["attention_groups"] == 0
+    adapted = recovery.add_adapter(pruned, 2, seed=0)
+    assert adapted(tokens()).logits.isfinite().all()
+    gone = f"{layers[0].name}.{layers[0].family.attention.output}"
+    assert gone not in {name for _, name, _ in adapted_matrices(adapted)}
+    with pytest.raises(ValueError, match="no such matrices"):
+        recovery.add_adapter(pruning.load_pruned(tmp_path), {gone: 2}, seed=0)
 
 
 def test_files_from_before_there_were_biases_load(tmp_path):

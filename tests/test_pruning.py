@@ -183,8 +183,8 @@ def test_a_plan_or_means_for_other_shapes_are_refused():
                 use(wrong, plan)
         with pytest.raises(ValueError, match=r"the means are for output matrices of \[\(16, 6\)"):
             use(model, plan, means=some_means(other))
-        for kept in (((0,), ()), ((), (1,)), ((0,), (2, 1)), ((0, 2), (1,)), ((-1,), (1,))):
-            with pytest.raises(ValueError, match=r"expected ascending numbers from 0 to \d, at least one"):
+        for kept in (((0,), (2, 1)), ((0, 2), (1,)), ((-1,), (1,))):
+            with pytest.raises(ValueError, match=r"expected ascending numbers from 0 to \d, got"):
                 use(model, plan_of(model, [kept] * 2))
 
 

@@ -96,7 +96,8 @@ class Shapes:
         return self.rest + biases + sum(matrix.numbers for matrix in self.matrices.values())
 
     def cut(self, levels: Mapping[str, int]) -> "Shapes":
-        """The shapes that are left when so many groups of each part go. A part without groups has no matrices.
+        """The shapes that are left when so many groups of each part go. A part without groups has no matrices, but the
+        bias of its output stays.
 
         Raises:
             ValueError: an unknown part, or more groups than it has.
@@ -109,7 +110,9 @@ class Shapes:
             tuple(_cut(matrix, left[matrix.part], self.groups[matrix.part]) for matrix in layer if left[matrix.part])
             for layer in self.layers
         )
-        return replace(self, layers=layers, groups=left)
+        gone = [matrix for layer in self.layers for matrix in layer if not left[matrix.part]]
+        biases = sum(matrix.outputs for matrix in gone if matrix.bias and matrix.shared == "inputs")
+        return replace(self, layers=layers, groups=left, rest=self.rest + biases)
 
 
 def _cut(matrix: Matrix, left: int, count: int) -> Matrix:

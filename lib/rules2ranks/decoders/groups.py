@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from rules2ranks.configuration import Matrix, Shapes
+from rules2ranks.decoders.empty import Nothing, NothingAttended
 from rules2ranks.decoders.families import SUPPORTED, Family, Part, family_of
 
 #: Per layer the numbers of its attention groups and of its channels.
@@ -55,8 +56,8 @@ class Groups:
 
     @property
     def parameters(self) -> int:
-        """Parameters that go with one group, biases included."""
-        return sum(c.tensor.numel() for c in self.coupled) // self.count
+        """Parameters that go with one group, biases included; 0 where no group is left."""
+        return sum(c.tensor.numel() for c in self.coupled) // max(self.count, 1)
 
     def sums(self, c: Coupled, values: Tensor) -> Tensor:
         """Sum of `values` (the shape of `c.tensor`) over each group: shape (count,)."""
@@ -69,7 +70,7 @@ class Groups:
 
     def _sections(self, c: Coupled, values: Tensor) -> list[Tensor]:
         """`values`, first along `c.dim`, as (sections, count, block, …) for every run of sections of equal size."""
-        unit = len(values) // (self.count * sum(c.sections))
+        unit = len(values) // max(self.count * sum(c.sections), 1)
         runs = [(size * unit, len(list(equal))) for size, equal in groupby(c.sections)]
         split = values.split([number * self.count * block for block, number in runs])
         return [v.unflatten(0, (number, self.count, block)) for v, (block, number) in zip(split, runs, strict=True)]
@@ -127,11 +128,15 @@ def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def linears(model: nn.Module) -> list[dict[str, nn.Module]]:
-    """Per decoder layer its matrix modules (seven in Llama, four in GPT-2) by their full names in `model`."""
-    return [
+    """Per decoder layer its matrix modules (seven in Llama, four in GPT-2) by their full names in `model`.
+
+    Those of a part without groups hold nothing, and are left out.
+    """
+    found = [
         {_join(name, path): layer.get_submodule(path) for path in family_of(layer).matrices}
         for name, layer in decoder_layers(model).items()
     ]
+    return [{path: module for path, module in layer.items() if module.weight.numel()} for layer in found]
 
 
 def outputs(model: nn.Module) -> dict[str, nn.Module]:
@@ -177,7 +182,7 @@ def shapes(model: nn.Module) -> Shapes:
         matrices = []
         for kind, part, paths in zip(("attention", "mlp"), layer.parts, layer.family.parts, strict=True):
             counts[name := _join(layer.name, kind)] = part.count
-            for path in paths.matrices:
+            for path in paths.matrices if part.count else ():
                 matrix = layer.module.get_submodule(path)
                 shared = "inputs" if path == paths.output else "outputs"
                 matrices.append(Matrix(_join(layer.name, path), *width(matrix), name, shared, matrix.bias is not None))
@@ -200,7 +205,7 @@ def resize(model: nn.Module, sizes: Sequence[Mapping[str, int]]) -> nn.Module:
     It keeps each layer's first groups, so the values mean nothing until the pruned weights are loaded (strictly).
 
     Raises:
-        ValueError: another number of layers, unknown names, or a size outside 1…the layer's own.
+        ValueError: another number of layers, unknown names, or a size outside 0…the layer's own.
     """
     layers = groups(model)
     if len(sizes) != len(layers):
@@ -209,8 +214,8 @@ def resize(model: nn.Module, sizes: Sequence[Mapping[str, int]]) -> nn.Module:
     for layer, size in zip(layers, sizes, strict=True):
         limits = {"attention_groups": layer.attention.count, "channels": layer.channels.count}
         fits = isinstance(size, Mapping) and size.keys() == limits.keys()
-        if not fits or not all(isinstance(size[key], int) and 1 <= size[key] <= limits[key] for key in limits):
-            raise ValueError(f"{layer.name}: expected sizes from 1 up to {limits}, got {size}")
+        if not fits or not all(isinstance(size[key], int) and 0 <= size[key] <= limits[key] for key in limits):
+            raise ValueError(f"{layer.name}: expected sizes from 0 up to {limits}, got {size}")
         kept.append((range(size["attention_groups"]), range(size["channels"])))
     return keep(model, kept)
 
@@ -243,7 +248,8 @@ def keep(model: nn.Module, kept: Choice) -> nn.Module:
 
     `num_key_value_groups` (query heads per key/value head) stays true because only whole groups go. The head counts in
     `model.config` no longer describe a layer, and stay as they are: where attention asks for them at run time, the
-    layer gets an answer of its own. The key/value cache takes each layer's shape from its first keys.
+    layer gets an answer of its own. The key/value cache takes each layer's shape from its first keys. A part of which
+    nothing is kept adds its output's bias, or nothing (see `empty`).
     """
     for layer, choice in zip(groups(model), kept, strict=True):
         for part, chosen in zip(layer.parts, choice, strict=True):
@@ -332,3 +338,8 @@ def _describe_shapes(layer: Layer) -> None:
             owner.config = LayerConfig(owner.config, {entry: now[what]})
         elif hasattr(owner := module.get_submodule(place), entry):
             setattr(owner, entry, now[what])
+    for part, paths, kind in zip(cut.parts, family.parts, (NothingAttended, Nothing), strict=True):
+        place, _, name = paths.output.rpartition(".")
+        if place and not part.count:  # a matrix on the layer itself, without inputs, gives its bias as it is
+            owner = module.get_submodule(place)
+            owner.forward = kind(owner, name)

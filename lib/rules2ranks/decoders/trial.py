@@ -16,17 +16,19 @@ HEADS, HEAD, CHANNELS, VOCABULARY, WINDOW = 4, 16, 7, 32, 4
 PROMPT, LENGTH = 7, 10  # tokens
 #: What rounding may change, as a share of the largest output: some 1e-6 for each sum in another order (float32).
 CLOSE = 1e-3
-#: What is wrong with an architecture ("": nothing), by its class, its tiny configuration and the number of families.
-_faults: dict[tuple[type, str, int], str] = {}
+#: What is wrong with an architecture ("": nothing), by its class, its tiny configuration, the number of families, and
+#: whether parts were left out whole.
+_faults: dict[tuple[type, str, int, bool], str] = {}
 
 
-def check_architecture(of: nn.Module | PreTrainedConfig) -> None:
+def check_architecture(of: nn.Module | PreTrainedConfig, empty: bool = False) -> None:
     """Try pruning on a tiny random copy of a transformers model's architecture; any other module passes untried.
 
     The copy has all kinds of layers that the configuration names, at small sizes. All of them must be found; when some
     groups are cut out of the copy its outputs must be those with zeros in their place; and a prompt longer than a
     sliding window, continued with the cache, must give the logits of the whole. It takes some 0.1 s, once for each
-    architecture, and leaves the global random state alone. A configuration is tried as a causal language model.
+    architecture, and leaves the global random state alone. A configuration is tried as a causal language model. With
+    `empty` it is also tried without the first layer's attention and the last one's MLP.
 
     Raises:
         ValueError: what fails, with the name of the architecture.
@@ -41,9 +43,9 @@ def check_architecture(of: nn.Module | PreTrainedConfig) -> None:
         tiny = tiny_config(config)
     except Exception as error:
         raise ValueError(f"{kind.__name__} cannot be tried at a small size: {error}") from error
-    key = kind, repr(sorted(tiny.to_dict().items())), len(FAMILIES)
+    key = kind, repr(sorted(tiny.to_dict().items())), len(FAMILIES), empty
     if key not in _faults:
-        _faults[key] = _fault(kind, tiny)
+        _faults[key] = _fault(kind, tiny, empty)
     if _faults[key]:
         raise ValueError(f"{kind.__name__} cannot be pruned: {_faults[key]}")
 
@@ -117,7 +119,7 @@ def _shorten(config: PreTrainedConfig) -> None:
                 rotation[name] = value[: int(HEAD * rotation.get("partial_rotary_factor", 1)) // 2]
 
 
-def _fault(kind: type[PreTrainedModel], config: PreTrainedConfig) -> str:
+def _fault(kind: type[PreTrainedModel], config: PreTrainedConfig, empty: bool) -> str:
     """What is wrong with pruning this tiny model, in words; empty if nothing is."""
     try:
         model = skeleton(config, kind).eval()
@@ -137,6 +139,8 @@ def _fault(kind: type[PreTrainedModel], config: PreTrainedConfig) -> str:
     tokens = torch.randint(1, VOCABULARY, (1, LENGTH), generator=generator)
     for halves in (True, False):  # what runs at sizes that are alike and even, and is wrong, should be called wrong
         kept = [tuple(_some(part.count, halves, generator) for part in layer.parts) for layer in layers]
+        if empty:
+            kept[0], kept[-1] = ([], kept[0][1]), (kept[-1][0], [])
         try:
             fault = _difference(copy.deepcopy(model), kept, tokens)
         except Exception as error:

@@ -20,7 +20,7 @@ def ranks_by_name(model: nn.Module, ranks: Ranks) -> dict[str, int]:
     layers = linears(model)
     by_name = by_matrix(ranks, [list(layer) for layer in layers])
     # The residual stream is as wide as the widest of the layers' first inputs: pruning leaves it alone.
-    widest = max(width(next(iter(layer.values())))[0] for layer in layers)
+    widest = max(width(next(iter(layer.values())))[0] for layer in layers if layer)
     for name, rank in by_name.items():
         if rank > widest:
             raise ValueError(f"{name}: expected a rank from 0 to the model's width {widest}, got {rank}")
