@@ -10,10 +10,11 @@ from rules2ranks.search.models import cross_validated_r2
 from rules2ranks.search.searcher import SEARCHERS, Searcher
 from rules2ranks.search.searchers.additive import AdditiveModel
 from rules2ranks.search.searchers.auto_qra import AutoQRA
+from rules2ranks.search.searchers.darwin_lm import DarwinLM
 from rules2ranks.search.searchers.optuna import NSGA2, TPE
 from rules2ranks.search.searchers.rank_adaptor import PerformanceModel, RankAdaptor
 from rules2ranks.search.space import FILL, Knob, Option, Point, Space
-from rules2ranks.search.spaces import GRID, byte_space, rank_space
+from rules2ranks.search.spaces import GRID, byte_space, level_space, rank_space
 from rules2ranks.search.tables import read_trials
 from rules2ranks.search.trials import Proposal, Search, Trial, pareto
 
@@ -25,6 +26,7 @@ __all__ = [
     "TPE",
     "AdditiveModel",
     "AutoQRA",
+    "DarwinLM",
     "Knob",
     "Option",
     "PerformanceModel",
@@ -39,6 +41,7 @@ __all__ = [
     "byte_space",
     "cross_validated_r2",
     "ends_high",
+    "level_space",
     "middle_high",
     "pareto",
     "random",

@@ -1,6 +1,6 @@
 """The spaces that are searched: ranks within trainable parameters, bits and ranks within bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise, product
 
 from rules2ranks.configuration import GROUP, Matrix, matrix_bytes
@@ -68,3 +68,32 @@ def byte_space(
     if budget < least:
         raise ValueError(f"nothing fits into {budget} bytes: the least that these bits and ranks take are {least}")
     return Space(tuple(knobs), tuple(costs), (budget,), fill)
+
+
+def level_space(
+    parts: Mapping[str, Sequence[int]],
+    costs: Mapping[str, Sequence[Sequence[int]]],
+    budgets: Sequence[int],
+    *,
+    rest: Sequence[int] = (),
+    fixed: Collection[str] = (),
+    fill: float = FILL,
+) -> Space:
+    """A level (groups gone) for each part of a model, where what is left stays within the budgets.
+
+    parts: the levels that each has. costs: by part what it takes of each budget (parameters, bytes, FLOPs) at each of
+    them; `rest` is what all else takes. fixed: parts that stay whole.
+
+    Raises:
+        ValueError: a budget that nothing fits; says what the least is.
+    """
+    rest = tuple(rest) or (0,) * len(budgets)
+    knobs, rows = [Knob((), (), (Option(),))], [(rest,)]
+    for name, levels in parts.items():
+        some = [(0, 0)] if name in fixed else list(enumerate(levels))
+        knobs.append(Knob((), (name,), tuple(Option(level=level) for _, level in some)))
+        rows.append(tuple(tuple(costs[name][place]) for place, _ in some))
+    least = [sum(min(cost[k] for cost in of_part) for of_part in rows) for k in range(len(budgets))]
+    if any(low > budget for low, budget in zip(least, budgets, strict=True)):
+        raise ValueError(f"nothing fits into {list(budgets)}: the least that these levels leave is {least}")
+    return Space(tuple(knobs), tuple(rows), tuple(budgets), fill)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,19 +12,17 @@ from rules2ranks.search import evolution
 from rules2ranks.search.controls import draw, neighbours
 from rules2ranks.search.evolution import Axes
 from rules2ranks.search.models import features, largest_features
-from rules2ranks.search.searcher import Searcher
+from rules2ranks.search.scripted import Phase, Scripted
 from rules2ranks.search.searchers.rank_adaptor import PerformanceModel
 from rules2ranks.search.space import Floats, Point, Space, generator
-from rules2ranks.search.trials import Proposal, Scores, Trial, pareto
+from rules2ranks.search.trials import Scores, Trial, pareto
 
-#: What a phase hands over: proposals out, trials in.
-Phase = Generator[Proposal, Trial, None]
 #: Trials in full that a surrogate is fitted to, at least.
 ENOUGH = 4
 
 
 @dataclass
-class AutoQRA(Searcher, name="AutoQRA"):
+class AutoQRA(Scripted, name="AutoQRA"):
     """`limit` counts trainings: a trial at a fidelity of 0.25 is a quarter of one, and its promotion the rest.
 
     1. *Importances*, measured at the low fidelity: from the cheapest point, what more bits and what more rank bring in
@@ -68,32 +65,13 @@ class AutoQRA(Searcher, name="AutoQRA"):
     def begin(self, space: Space, limit: int, seed: int) -> Self:
         begun = super().begin(space, limit, seed)
         begun._axes, begun._randomness = Axes(space), generator(seed, 2)
-        begun._all, begun._spent, begun._worst = {}, 0.0, None
-        begun._run, begun._asked, begun._over = begun._phases(), None, False
+        begun._worst = None
         return begun
-
-    def ask(self) -> Proposal | None:
-        if self._asked is None and not self._over:
-            self._advance(None)
-        return self._asked
 
     def tell(self, trial: Trial) -> None:
         if len(trial.scores) > 2:
             raise ValueError(f"{self.name} takes one or two scores, got {len(trial.scores)}")
-        # Trials of an interrupted search are told before anything was asked: asking brings this one to where it was.
-        answer = trial.proposer != "given" and self.ask() is not None
         super().tell(trial)
-        before = self._all.setdefault(trial.point, {})
-        self._spent += max(0.0, trial.fidelity - max(before, default=0.0))
-        before[trial.fidelity] = trial.scores
-        if answer:
-            self._advance(trial)
-
-    def _advance(self, trial: Trial | None) -> None:
-        try:
-            self._asked = self._run.send(trial)
-        except StopIteration:
-            self._asked, self._over = None, True
 
     def _phases(self) -> Phase:
         importances = np.ones((len(self.space.knobs), 2))
@@ -104,21 +82,6 @@ class AutoQRA(Searcher, name="AutoQRA"):
             yield from self._search_locally()
 
     # --- what is measured ---------------------------------------------------------------------------------------
-
-    def _measured(self, point: Point, fidelity: float, word: str, predicted: float | None = None) -> Phase:
-        """Measure a point unless it was already, or there is nothing left to spend."""
-        known = self._all.get(point, {})
-        if fidelity in known or 1.0 in known or self._left() < fidelity - max(known, default=0.0):
-            return
-        yield Proposal(point, fidelity, None if predicted is None else (predicted,), word)
-
-    def _left(self) -> float:
-        return self.limit - self._spent + 1e-9
-
-    def _score(self, point: Point, fidelity: float) -> Scores | None:
-        """What was measured of a point at this fidelity, or else in full."""
-        known = self._all.get(point, {})
-        return known.get(fidelity, known.get(1.0))
 
     def _in_full(self) -> list[Trial]:
         return [Trial(point, known[1.0]) for point, known in self._all.items() if 1.0 in known]
