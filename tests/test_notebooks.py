@@ -114,6 +114,11 @@ def test_no_error_warning_or_absolute_path_is_shown(path: Path) -> None:
 
 
 @each
+def test_no_rows_of_a_table_are_left_out(path: Path) -> None:
+    assert not [output for output in outputs(path) if "<td>...</td>" in output.get("data", {}).get("text/html", "")]
+
+
+@each
 def test_nothing_that_differs_between_two_runs_is_stored(path: Path) -> None:
     for cell in nbformat.read(path, as_version=4).cells:
         assert set(cell.metadata) <= {"tags"}, "times of execution and the like: `make refresh` takes them out"

@@ -246,6 +246,15 @@ BITS = RANKS | {
     "rounds": 2,
     "others": {"uniform 2 bits": {"bits": 2}},
 }
+#: Ranks too, from the grid of all uniform choices to weights that are not quantised.
+TOGETHER = BITS | {
+    "settings": {"rank 2": {"memory": 225_076, "bits": [4, 8], "grid": [0, 2], "ends": "searched"}},
+    "controls": ["uniform", "uniform grid"],
+    "searchers": [],
+    "variants": {},
+    "others": {"16 bits, rank 2": {"method": "lora"}},
+    "recover": {"steps": 2, "examples": 56, "method": "loftq"},
+}
 ALL = {
     "edge_of_chaos": CHAOS,
     "edge_ablations": ABLATIONS,
@@ -253,6 +262,7 @@ ALL = {
     "rank_adaptor": RANKS | {"settings": {"50 %": {}}, "others": {"uniform, best rate": {"lr": 1e-3}}},
     "rank_settings": RANKS | {"settings": {"per kind": {"per": "kind"}}, "searchers": ["additive"]},
     "mixed_bits": BITS,
+    "bits_and_ranks": TOGETHER,
     "recovery_rates": {
         "prunings": {"50 %": RANKS["pruned"]},
         "rank": 2,
@@ -304,6 +314,19 @@ def test_every_table_is_written_with_its_note(tmp_path: Path, monkeypatch):
     check_recoveries(tables.read("recovery_rates").table, tables.read("recoveries").table)
     assert "q_proj=" in tables.read("rank_settings").table.query("allocator == 'additive'").ranks.item()
     check_bits(tables.read("mixed_bits").table, tables.read("mixed_bits_search").table)
+    check_together(tables.read("bits_and_ranks").table)
+
+
+def check_together(report: pd.DataFrame) -> None:
+    """The grid holds every uniform choice, whatever its bytes; full weights and quantised ones have their own start."""
+    grid = report[report.allocator == "uniform grid"]
+    assert grid.ranks.str.split().str[0].tolist() == ["4:0", "4:2", "8:0", "8:2"]
+    (fit,) = grid[(grid.ranks == report.set_index("allocator").ranks["uniform"])].index
+    assert grid.loss[fit] == report.set_index("allocator").loss["uniform"]
+    full = report[report.allocator == "16 bits, rank 2"].iloc[0]
+    assert full.method == "lora" and full.memory > grid.memory.max()
+    same = made("recover", pruned=RANKS["pruned"], ranks=2, seed=7, **RANKS["recover"]).metrics
+    assert full.loss == same["loss"] and full.search_loss == same["search_loss"]
 
 
 def check_bits(report: pd.DataFrame, searched: pd.DataFrame) -> None:

@@ -23,12 +23,13 @@ from rules2ranks.evaluation.survival import (
     time_to_reach,
 )
 from rules2ranks.evaluation.sweet_spot import Quadratic, TwoLines, quadratic, two_lines
-from rules2ranks.evaluation.variance import TwoWay, two_way
+from rules2ranks.evaluation.variance import Interaction, TwoWay, interaction, two_way
 
 __all__ = [
     "Benchmark",
     "Correlation",
     "Crossed",
+    "Interaction",
     "Interval",
     "Kind",
     "Quadratic",
@@ -41,6 +42,7 @@ __all__ = [
     "crossed",
     "failures",
     "holm",
+    "interaction",
     "mantel",
     "mean_interval",
     "parametric_fits",

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from rules2ranks import evaluation, published, tables
-from rules2ranks.findings import ranks
+from rules2ranks.findings import bits, ranks
 from rules2ranks.findings.compression import robustness
 from rules2ranks.findings.edge import COMPLEX, TASKS, baselines, how_learnt, learnt, lz76, scores, variants
 from rules2ranks.tables import plans
@@ -32,9 +32,8 @@ def scorecard(digits: int = 2, front: bool = False) -> pd.DataFrame:
 
     Rows that begin with "Criterion" are what notebook 22 stated before its runs, met or not.
     """
-    rows = [*_complexity_rows(digits), *_rank_rows(digits), *_bit_rows(digits), *_robustness_rows(digits)]
-    for question in ("AutoQRA: bits and ranks together", "DarwinLM: evolutionary pruning"):
-        rows.append(_row(question, "see data/published/", "not run"))
+    rows = [*_complexity_rows(digits), *_rank_rows(digits), *_bit_rows(digits), *_joint_rows(digits)]
+    rows += [*_robustness_rows(digits), _row("DarwinLM: evolutionary pruning", "see data/published/", "not run")]
     card = pd.DataFrame(rows).set_index("question")
     return card[card.pop("front")] if front else card.drop(columns="front")
 
@@ -179,6 +178,32 @@ def _bit_paper(digits: int) -> str:
     score = [_paper("automixq", "BoolQ accuracy", f"LLaMA-7B; 30 % removed; {which}") for which in ("AutoMixQ", "LoRA")]
     saved = _paper("automixq", "memory saved", "LLaMA-7B; 30 % removed; against LoRA")
     return f"LLaMA-7B, 30 % removed, against LoRA: BoolQ {score[0] - score[1]:+.{digits}f}, memory -{saved:.1f} %"
+
+
+def _joint_rows(digits: int) -> list[Row]:
+    """Bits and ranks together: what the plan tests, AutoQRA's claim, and whether the two interact."""
+    found, plan = ranks.comparisons(bits.TABLE), plans.read(bits.TABLE)
+    sizes = f"{len(plan.run['report_seeds'])} fresh seeds, {len(plan.run['search_seeds'])} searches"
+    how, rows = f"half removed, 0.5 M parameters, bytes of uniform 4 bits and rank 2; {sizes}", []
+    tested = found[found.index.get_level_values("allocator").isin(plan.confirmatory)]
+    for (setting, name), text in ranks.percent(tested).items():
+        asked = f"{name} against the best uniform bits and rank, {setting}"
+        paper = "better than bits first, then ranks" if name == "AutoQRA" else "no such comparison"
+        rows.append(_row(asked, paper, f"loss {text} %", how) | {"reading": tested.verdict[setting, name]})
+    close = bits.close_to_full()
+    for setting, text in ranks.percent(close).items():
+        alike = close.equivalence[setting] < plan.level
+        here = f"loss {text} % of {close.against[setting]}; p of equivalence {close.equivalence[setting]:.{digits}g}"
+        asked = f"AutoQRA close to full precision at the memory of uniform 4 bits, {setting}"
+        row = _row(asked, "close (abstract)", here, how)
+        rows.append(row | {"reading": "equivalent" if alike else "not shown"})
+    both = bits.interactions(trained=True)
+    for setting, share in both.together.items():
+        low, high = (100 * both[bound][setting] for bound in ("low", "high"))
+        here = f"{100 * share:.0f} % of the variance, {low:.1f} to {high:.1f} % of the loss in size"
+        row = _row(f"Bits and ranks interact, uniform choices, {setting}", "claimed", here, "ranks 2 to 16")
+        rows.append(row | {"reading": "above zero" if both.p[setting] < plan.level else "not told from zero"})
+    return rows
 
 
 def _recovery_rows() -> list[Row]:

@@ -194,6 +194,11 @@ class MixedBits(Notebook, name="34_mixed_bits"):
     seed: Seed
 
 
+class BitsAndRanks(Notebook, name="35_bits_and_ranks"):
+    setting: str
+    seed: Seed
+
+
 class OwnModel(Notebook, name="36_your_own_model"):
     model: Annotated[str, Field(description="folder or hub name; empty: the one that the notebook makes")]
     data: Annotated[str, Field(description="file of texts; empty: the one that the notebook makes")]
