@@ -247,8 +247,8 @@ def test_divergence_is_the_mean_over_scored_positions(given, home):
         ours, theirs = (m(tokens).logits[:, :-1].double().log_softmax(-1) for m in (other, given.model))
         apart = (theirs.exp() * (theirs - ours)).sum(-1)[labels[:, 1:] != -100].mean().item()
     assert apart > 0.01
-    assert given.divergence("search", other) == pytest.approx(apart, rel=1e-4)
-    assert given.divergence("search", given.model) == 0
+    assert given.divergence(given.held_out("search"), other) == pytest.approx(apart, rel=1e-4)
+    assert given.divergence(given.held_out("search"), given.model) == 0
 
 
 def test_what_is_drawn(given, home):

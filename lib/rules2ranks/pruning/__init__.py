@@ -6,16 +6,19 @@
     pruned = load_pruned(folder)
 
 `importance` scores the coupled groups, `plan` chooses which stay (`prune` with a ratio calls it), `prune` slices. A
-ratio is always the share of the whole model's parameters that is removed.
+ratio is always the share of the whole model's parameters that is removed. `levels` go further: for each part
+they say which groups stay when so many go, down to none, with weights that make up for those; `shrink` cuts a choice.
 """
 
 from rules2ranks.decoders import add_biases, check_architecture, decoder_layers, groups, outputs, resize, sizes
 from rules2ranks.importance import Means, Scores, block_importance, importance, input_means
+from rules2ranks.pruning.database import Database, levels, save_levels, shrink
 from rules2ranks.pruning.files import load_pruned, save_pruned, skeleton
 from rules2ranks.pruning.plans import Kept, Plan, plan
 from rules2ranks.pruning.slicing import mask, prune, report
 
 __all__ = [
+    "Database",
     "Kept",
     "Means",
     "Plan",
@@ -27,6 +30,7 @@ __all__ = [
     "groups",
     "importance",
     "input_means",
+    "levels",
     "load_pruned",
     "mask",
     "outputs",
@@ -34,7 +38,9 @@ __all__ = [
     "prune",
     "report",
     "resize",
+    "save_levels",
     "save_pruned",
+    "shrink",
     "sizes",
     "skeleton",
 ]

@@ -1,9 +1,10 @@
-"""The spaces that are searched: ranks within trainable parameters, bits and ranks within bytes."""
+"""The spaces that are searched: ranks within trainable parameters; bits and ranks, or levels too, within bytes."""
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise, product
 
-from rules2ranks.configuration import GROUP, Matrix, matrix_bytes
+from rules2ranks.configuration import GROUP, Configuration, Matrix, Shapes, matrix_bytes, memory
 from rules2ranks.search.space import FILL, Knob, Option, Space
 
 #: Ranks that a search chooses from, unless told otherwise.
@@ -71,29 +72,57 @@ def byte_space(
 
 
 def level_space(
-    parts: Mapping[str, Sequence[int]],
-    costs: Mapping[str, Sequence[Sequence[int]]],
-    budgets: Sequence[int],
+    shapes: Shapes,
+    levels: Mapping[str, Sequence[int]],
+    budget: int,
     *,
-    rest: Sequence[int] = (),
+    flops: int | None = None,
+    bits: Sequence[int] = (16,),
+    ranks: Sequence[int] = (0,),
     fixed: Collection[str] = (),
+    group: int = GROUP,
     fill: float = FILL,
 ) -> Space:
-    """A level (groups gone) for each part of a model, where what is left stays within the budgets.
+    """A level (groups gone) for each part of a model, with bits and a LoRA rank for its matrices where there are any to
+    choose, so that the whole model and its adapters stay within a budget of bytes.
 
-    parts: the levels that each has. costs: by part what it takes of each budget (parameters, bytes, FLOPs) at each of
-    them; `rest` is what all else takes. fixed: parts that stay whole.
+    levels: those that each part has. flops: a second budget, floating point operations for a token in the matrices of
+    the decoder layers, two for each number. fixed: parts that stay whole, as the checkpoint holds them.
 
     Raises:
         ValueError: a budget that nothing fits; says what the least is.
     """
-    rest = tuple(rest) or (0,) * len(budgets)
+    total = (memory(Configuration(), shapes), 2 * sum(matrix.numbers for matrix in shapes.matrices.values()))
+    costs = {name: _part_costs(shapes, name, own, list(product(bits, ranks)), group) for name, own in levels.items()}
+    whole = {name: _part_costs(shapes, name, [0], [(16, 0)], group)[Option()] for name in levels}
+    rest = tuple(all_ - sum(own[k] for own in whole.values()) for k, all_ in enumerate(total))
     knobs, rows = [Knob((), (), (Option(),))], [(rest,)]
-    for name, levels in parts.items():
-        some = [(0, 0)] if name in fixed else list(enumerate(levels))
-        knobs.append(Knob((), (name,), tuple(Option(level=level) for _, level in some)))
-        rows.append(tuple(tuple(costs[name][place]) for place, _ in some))
+    for name in levels:
+        own = {Option(): whole[name]} if name in fixed else costs[name]
+        matrices = tuple(matrix.name for matrix in shapes.matrices.values() if matrix.part == name)
+        knobs.append(Knob(matrices, (name,), tuple(own)))
+        rows.append(tuple(own.values()))
+    budgets = (budget,) if flops is None else (budget, flops)
+    rows = [tuple(cost[: len(budgets)] for cost in of_part) for of_part in rows]
     least = [sum(min(cost[k] for cost in of_part) for of_part in rows) for k in range(len(budgets))]
-    if any(low > budget for low, budget in zip(least, budgets, strict=True)):
+    if any(low > most for low, most in zip(least, budgets, strict=True)):
         raise ValueError(f"nothing fits into {list(budgets)}: the least that these levels leave is {least}")
-    return Space(tuple(knobs), tuple(rows), tuple(budgets), fill)
+    return Space(tuple(knobs), tuple(rows), budgets, fill)
+
+
+def _part_costs(
+    shapes: Shapes, part: str, levels: Sequence[int], pairs: Sequence[tuple[int, int]], group: int
+) -> dict[Option, tuple[int, int]]:
+    """Bytes and FLOPs of one part by its options: levels with (bits, rank); what cannot be in few bits is left out."""
+    others, found = memory(Configuration(levels={part: shapes.groups[part]}), shapes), {}
+    for level in levels:
+        left = [matrix for matrix in shapes.cut({part: level}).matrices.values() if matrix.part == part]
+        for bits, rank in pairs if left else [(16, 0)]:
+            names = [matrix.name for matrix in left]
+            chosen = Configuration(
+                levels={part: level}, bits=dict.fromkeys(names, bits), ranks=dict.fromkeys(names, rank)
+            )
+            with contextlib.suppress(ValueError):  # no whole number of groups of numbers
+                used = memory(chosen, shapes, group) - others
+                found[Option(level, bits, rank)] = (used, 2 * sum(matrix.numbers for matrix in left))
+    return found

@@ -9,6 +9,8 @@ HOMES = {
     "inspect": "inspecting",
     "language": "language_suite",
     "prune": "compressing",
+    "levels": "cutting",
+    "judge": "shapes",
     "recover": "compressing",
     "fragility": "compressing",
     "retrain": "retraining",

@@ -1,13 +1,13 @@
 """Stages that compress: prune a model, recover it, and see how far a rule's model can be pruned."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,6 +18,7 @@ from rules2ranks.quantisation import ROUNDS
 from rules2ranks.runs import stage
 from rules2ranks.spreads import Spread
 from rules2ranks.stages import learning
+from rules2ranks.stages.cutting import Cut
 from rules2ranks.stages.learning import CHECKPOINT, WEIGHTS, Pretraining, draw_seed
 from rules2ranks.stages.ranges import Rate, Seed, Share, Size, Steps
 from rules2ranks.stages.subjects import SHIPPED_WEIGHTS, Base, Batch, Subject, subject
@@ -48,6 +49,20 @@ class Pruning(runs.Params):
         return (SHIPPED_WEIGHTS,) if self.base == "language" else ()
 
 
+def _way(pruned: Any) -> str:
+    """Which way of pruning is meant: only its own mistakes are then told."""
+    by_levels = "levels" in pruned if isinstance(pruned, Mapping) else isinstance(pruned, Cut)
+    return "levels" if by_levels else "ratio"
+
+
+#: What is recovered: a share removed by importance, or levels of a database.
+Pruned = Annotated[
+    Annotated[Pruning, BeforeValidator(Pruning.nested), Tag("ratio")]
+    | Annotated[Cut, BeforeValidator(Cut.nested), Tag("levels")],
+    Discriminator(_way),
+]
+
+
 class HowRecovered(runs.Params):
     """How a pruned model is recovered, whatever its ranks and bits. `method` is one of `recovery.METHODS`; `kl` asks
     for the distance to the unpruned model; `group` numbers of a quantised matrix share a scale; `rounds` are LoftQ's.
@@ -75,7 +90,7 @@ class Recovery(HowRecovered):
     `steps`, or ends at `stop` of them on the same schedule: a lower fidelity, from which a longer one goes on.
     """
 
-    pruned: Pruning
+    pruned: Pruned
     ranks: MatrixRank | list[MatrixRank] | dict[str, MatrixRank] = 2
     bits: Annotated[Bits | list[Bits] | dict[str, Bits], Field(exclude_if=lambda bits: not bits)] = 16
     stop: Steps | None = None
@@ -91,8 +106,11 @@ class Recovery(HowRecovered):
         if self.stop is not None and self.stop > self.steps:
             raise ValueError(f"stop ({self.stop}) must not be beyond the schedule's steps ({self.steps})")
         object.__setattr__(self, "stop", None if self.stop == self.steps else self.stop)
-        object.__setattr__(self, "ranks", by_matrix(self.ranks, subject(self.base).shapes.names))
-        object.__setattr__(self, "bits", by_matrix(self.bits, subject(self.base).shapes.names, unsaid=16))
+        for field, unsaid in (("ranks", 0), ("bits", 16)):
+            chosen = by_matrix(getattr(self, field), subject(self.base).shapes.names, unsaid)
+            if isinstance(self.pruned, Cut):  # a part without groups has no matrices
+                chosen = {name: value for name, value in chosen.items() if name in self.pruned.shapes.matrices}
+            object.__setattr__(self, field, chosen)
         return self
 
 
@@ -149,8 +167,10 @@ def _sliced(about: Subject, scored: pruning.Scores, given: Pruning) -> nn.Module
     return pruning.prune(about.model, given.ratio, scored, **how, means=means)
 
 
-def load_pruned(given: Pruning) -> nn.Module:
-    """The model of a pruning result, pruned if need be, on the device."""
+def load_pruned(given: Pruning | Cut) -> nn.Module:
+    """The model of a pruning result, pruned if need be, on the device; one of levels is cut anew."""
+    if isinstance(given, Cut):
+        return given.model()
     result = prune(given)
     if not isinstance(given.base, Pretraining):
         return pruning.load_pruned(result.folder).to(training.device()).eval()
@@ -159,8 +179,10 @@ def load_pruned(given: Pruning) -> nn.Module:
     return model.eval()
 
 
-def pruned_shapes(given: Pruning) -> Shapes:
+def pruned_shapes(given: Pruning | Cut) -> Shapes:
     """The shapes of a pruned model; no weights are read for them."""
+    if isinstance(given, Cut):
+        return given.shapes
     return decoders.shapes(pruning.resize(subject(given.base).skeleton(), prune(given).metrics["sizes"]))
 
 
@@ -254,7 +276,7 @@ def recovered_scores(about: Subject, trained: nn.Module, kl: bool) -> dict[str, 
     """Held-out scores on the report's examples, and as `search_…` on those that a search may look at."""
     search, report = about.evaluate("search", trained), about.evaluate("report", trained)
     found = {**report, **{f"search_{name}": search[name] for name in ("loss", "accuracy")}}
-    return found | ({"search_kl": about.divergence("search", trained)} if kl else {})
+    return found | ({"search_kl": about.divergence(about.held_out("search"), trained)} if kl else {})
 
 
 def _stops(given: Recovery) -> Path:

@@ -24,10 +24,11 @@ from transformers import PreTrainedTokenizerFast
 from rules2ranks import checkpoints, models, pruning, quantisation, recovery, runs, training
 from rules2ranks.evaluation import benchmarks
 from rules2ranks.runs import stage
-from rules2ranks.stages.compressing import Pruning, Recovery, begun, load_pruned, recover
+from rules2ranks.stages.compressing import Pruned, Pruning, Recovery, begun, load_pruned, pruned_shapes, recover
+from rules2ranks.stages.cutting import Cut
 from rules2ranks.stages.own_texts import OwnModel, tokenizer_of
 from rules2ranks.stages.ranges import Seed, Size
-from rules2ranks.stages.subjects import SHIPPED
+from rules2ranks.stages.subjects import SHIPPED, subject
 from rules2ranks.tasks import language as suite
 
 ADAPTER = "adapter"
@@ -128,7 +129,7 @@ def _readme(recovered: Recovery, scores: Mapping[str, Any], apart: bool) -> str:
     steps += [f"recovered with LoRA, {where}"] if recovered.ranks else []
     return _README.format(
         name=Path(recovered.pruned.base.model).name,
-        ratio=recovered.pruned.ratio,
+        ratio=1 - pruned_shapes(recovered.pruned).parameters / subject(recovered.base).shapes.parameters,
         how=", then ".join(steps) or "left so",
         texts=recovered.pruned.base.held_out,
         loss=scores["loss"],
@@ -138,7 +139,7 @@ def _readme(recovered: Recovery, scores: Mapping[str, Any], apart: bool) -> str:
     )
 
 
-def _own(given: Pruning | Recovery | OwnModel) -> OwnModel:
+def _own(given: Pruning | Cut | Recovery | OwnModel) -> OwnModel:
     base = given if isinstance(given, OwnModel) else given.base
     if not isinstance(base, OwnModel):
         raise ValueError(f"expected a base with a model of your own (model, data), got {base!r}: it has no tokenizer")
@@ -173,7 +174,7 @@ def _kind(of: Any) -> str:
 #: A model of your own as it is, pruned, or recovered.
 Of = Annotated[
     Annotated[OwnModel, BeforeValidator(OwnModel.nested), Tag("whole")]
-    | Annotated[Pruning, BeforeValidator(Pruning.nested), Tag("pruned")]
+    | Annotated[Pruned, Tag("pruned")]
     | Annotated[Recovery, BeforeValidator(Recovery.nested), Tag("recovered")],
     Discriminator(_kind),
 ]
@@ -231,12 +232,12 @@ def _finite(value: float) -> float | None:
     return None if _nan(float(value)) else float(value)
 
 
-def _model(of: OwnModel | Pruning | Recovery) -> nn.Module:
+def _model(of: OwnModel | Pruning | Cut | Recovery) -> nn.Module:
     """The model to measure, on the device; an adapter is merged where `export` merges it."""
     match of:
         case OwnModel():
             return models.load_causal_lm(of.model, of.dtype).to(training.device())
-        case Pruning():
+        case Pruning() | Cut():
             return load_pruned(of)
         case Recovery():
             return recovered_model(of)

@@ -126,10 +126,10 @@ class Subject(ABC):
         batch = self.held_out(part)
         return training.evaluated(self.model if model is None else model, lambda m: self.scores(m, batch))
 
-    def divergence(self, part: Part, model: nn.Module) -> float:
-        """KL(unpruned ‖ model) in nats per scored position, the mean over held-out examples."""
+    def divergence(self, batch: Batch, model: nn.Module) -> float:
+        """KL(unpruned ‖ model) in nats per scored position, the mean over a batch."""
         apart = []
-        for some in own_texts.parts(self.held_out(part), self.at_once):
+        for some in own_texts.parts(batch, self.at_once):
             theirs, ours = (self._log_probabilities(m, some) for m in (self.model, model))
             apart.append(torch.sum(theirs.exp() * (theirs - ours), -1))
         return torch.cat(apart).mean().item()

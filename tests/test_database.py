@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from rules2ranks import decoders, pruning
-from rules2ranks.pruning import levels as on_levels
-from rules2ranks.pruning.levels import Database, levels, save_levels, shrink
+from rules2ranks.pruning import database as on_levels
+from rules2ranks.pruning.database import Database, levels, save_levels, shrink
 from rules2ranks.pruning.second_order import DAMPING, kept, removal, spaced
 from tiny_decoders import FAMILIES, build, lm_loss, plan_of, tokens
 

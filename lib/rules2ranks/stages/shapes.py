@@ -1,0 +1,187 @@
+"""Searches for the shape of a pruned model: which level each attention and MLP gets, and who decides it.
+
+What a search wants low is the divergence from the unpruned model, before any training or after some: results of the
+stage `judge`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from rules2ranks import pruning, recovery, runs, training
+from rules2ranks import search as searching
+from rules2ranks.configuration import Configuration
+from rules2ranks.runs import stage
+from rules2ranks.search import Search, Searcher, Space, Trial
+from rules2ranks.search.searchers.darwin_lm import even
+from rules2ranks.stages.compressing import HowRecovered, MatrixRank, Protect, Pruned, batches_of, load_pruned
+from rules2ranks.stages.cutting import Cut, Levels, levels
+from rules2ranks.stages.learning import draw_seed
+from rules2ranks.stages.ranges import Seed, Share, Size
+from rules2ranks.stages.subjects import subject
+
+#: The stream of seeds from which the examples come that a search judges by: none that training draws.
+JUDGED = 3
+
+
+class Judging(HowRecovered):
+    """How far a pruned model is from the unpruned one after the first `stop` steps of a recovery (0: as it is).
+
+    `judged` are the training examples, never those of the recovery, over which the divergence is taken.
+    """
+
+    pruned: Pruned
+    ranks: MatrixRank = 2
+    stop: Annotated[int, Field(ge=0)] = 0
+    judged: Size = 128
+    seed: Seed = 0
+
+    @property
+    def base(self) -> Any:
+        """The model that was pruned."""
+        return self.pruned.base
+
+
+@stage(version=1)
+def judge(work: Path, given: Judging) -> dict:
+    """How far a pruned model is from the unpruned one, before or after some training: see `Judging`.
+
+    Metrics: `kl`, in nats per scored position, the mean over the judged examples. No files.
+    """
+    about = subject(given.base)
+    with training.reproducible(given.seed):
+        model = load_pruned(given.pruned)
+        if given.stop:
+            model = _trained(given, model)
+        return {"kl": about.divergence(about.draw(given.judged, draw_seed(0, 1, JUDGED)), model)}
+
+
+def _trained(given: Judging, model: Any) -> Any:
+    """The beginning of the recovery that `recover` makes at these settings."""
+    about, method = subject(given.base), recovery.METHODS[given.method]
+    pool = about.draw(given.examples, draw_seed(given.seed, 0, 0))
+    adapted = recovery.add_adapter(model, given.ranks, given.method, seed=given.seed, steps=given.steps)
+    trained = recovery.trainable(adapted)
+    schedule = training.Schedule(given.steps, given.lr, stop=given.stop)
+    batches = batches_of(pool, given.batch, given.seed)
+    training.train(trained, batches, method.loss(about.loss), schedule, seed=given.seed, label="judge")
+    return trained
+
+
+class Question(runs.Params):
+    """Which level does each attention and MLP want, when `ratio` of all parameters is to go?
+
+    `flops` is a second budget: the share of the decoder layers' operations that goes. `protect` counts the layers that
+    stay whole at the beginning and at the end. `recover` and `rank` are the training after which is judged, on
+    `judged` examples; `fill` is the least share of the parameters that stay.
+    """
+
+    database: Levels = Field(default_factory=Levels)
+    ratio: Share = 0.5
+    flops: Share | None = None
+    protect: Protect = (0, 0)
+    rank: MatrixRank = 2
+    recover: HowRecovered = HowRecovered()
+    judged: Size = 128
+    fill: Annotated[float, Field(ge=0, le=1)] = searching.FILL
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.recover.method not in ("lora", "pissa"):
+            raise ValueError(f"judged is after LoRA or PiSSA, which need no other data: got {self.recover.method}")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A question with its model's shapes: the space of levels, and what a choice scores."""
+
+    question: Question
+
+    @cached_property
+    def _database(self) -> pruning.Database:
+        return pruning.Database(levels(self.question.database).folder)
+
+    @cached_property
+    def space(self) -> Space:
+        """The choices, by the bytes of the model."""
+        asked, shapes = self.question, subject(self.question.database.base).shapes
+        parts = self._database.parts
+        first, last = asked.protect
+        number = len(shapes.layers)
+        fixed = [name for name, part in parts.items() if not first <= part.layer < number - last]
+        flops = 2 * sum(matrix.numbers for matrix in shapes.matrices.values())
+        return searching.level_space(
+            shapes,
+            {name: self._database.levels(name) for name in parts},
+            round((1 - asked.ratio) * shapes.parameters) * shapes.itemsize,
+            flops=None if asked.flops is None else round((1 - asked.flops) * flops),
+            fixed=fixed,
+            fill=asked.fill,
+        )
+
+    def cut(self, choice: Configuration) -> Cut:
+        """A choice of levels as what `recover` takes."""
+        return Cut(database=self.question.database, levels=choice.levels)
+
+    def score(self, choice: Configuration, seed: int = 0, fidelity: float = 0.0) -> float:
+        """The divergence after this share of the schedule, under this seed; before any training the seed is 0."""
+        asked = self.question
+        stop = round(fidelity * asked.recover.steps)
+        stop = max(stop, 1) if fidelity else 0
+        how = {"pruned": self.cut(choice), "ranks": asked.rank, "judged": asked.judged, "stop": stop}
+        return judge(Judging(**dict(asked.recover), **how, seed=seed if stop else 0)).metrics["kl"]
+
+    def control(self, kind: str, number: int = 1, seed: int = 0) -> list[Configuration]:
+        """The choices of one of `CONTROLS`; `number` of the random ones."""
+        return [self.space.configuration(point) for point in CONTROLS[kind](self, number, seed)]
+
+    def _added_up(self, lost: Callable[[str, int], float]) -> list[tuple[int, ...]]:
+        """The choice whose parts, each taken alone, lose least in all: exact (`Space.best`)."""
+        values = [[-lost(knob.parts[0], option.level) for option in knob.options] for knob in self.space.knobs[1:]]
+        return [self.space.best([[0.0], *values])]
+
+    def _error(self, part: str, level: int) -> float:
+        return self._database.parts[part].errors[level]
+
+    def _divergence(self, part: str, level: int) -> float:
+        return self.score(Configuration(levels={part: level}))
+
+
+#: Who chooses levels without a search: the same share of every part; the least output errors, or divergences of single
+#: parts, added up; chance.
+CONTROLS: dict[str, Callable[[Problem, int, int], Sequence[tuple[int, ...]]]] = {
+    "even": lambda problem, number, seed: [even(problem.space)],
+    "errors": lambda problem, number, seed: problem._added_up(problem._error),
+    "divergences": lambda problem, number, seed: problem._added_up(problem._divergence),
+    "random levels": lambda problem, number, seed: searching.random(problem.space, number, seed),
+}
+
+
+def search(
+    question: Question,
+    searcher: str | Searcher = "DarwinLM",
+    *,
+    limit: Size = 20,
+    seed: Seed = 0,
+    known: Sequence[Trial] = (),
+    progress: Callable[[Trial], None] | None = None,
+) -> Search:
+    """A search for the levels of a model; measurements are results of `judge` at `seed`.
+
+    Raises:
+        ValueError: as `search.search`.
+    """
+    problem = Problem(question)
+
+    def measure(configuration: Configuration, fidelity: float) -> float:
+        return problem.score(configuration, seed, fidelity)
+
+    with training.reproducible(seed):
+        return searching.search(
+            problem.space, measure, searcher, limit=limit, seed=seed, known=known, progress=progress
+        )
