@@ -108,6 +108,8 @@ SUPPORTED = "; ".join(f"{family.name} layers ({family.what})" for family in FAMI
 
 def family_of(module: nn.Module) -> Family | None:
     """The family that `module` is a layer of: it has the matrices."""
+    if not module._modules:  # most modules have no others in them, and are asked again and again
+        return None
     for family in FAMILIES:
         with suppress(AttributeError):
             attrgetter(*family.matrices)(module)

@@ -72,9 +72,11 @@ def tokenizer_of(model: str | Path) -> Any:
 
 def parts(batch: tuple[Tensor, ...], at_once: int | None) -> Iterator[tuple[Tensor, ...]]:
     """A batch in parts of at most so many examples."""
-    size = at_once or len(batch[0])
-    for begin in range(0, len(batch[0]), size):
-        yield tuple(tensor[begin : begin + size] for tensor in batch)
+    if at_once is None or at_once >= len(batch[0]):
+        yield batch
+        return
+    for begin in range(0, len(batch[0]), at_once):
+        yield tuple(tensor[begin : begin + at_once] for tensor in batch)
 
 
 def before_labels(labels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ What a search wants low is the divergence from the unpruned model, before any tr
 stage `judge`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,13 +17,14 @@ from rules2ranks import pruning, recovery, runs, training
 from rules2ranks import search as searching
 from rules2ranks.configuration import Configuration
 from rules2ranks.runs import stage
-from rules2ranks.search import Search, Searcher, Space, Trial
-from rules2ranks.search.searchers.darwin_lm import even
+from rules2ranks.search import Point, Search, Searcher, Space, Trial
+from rules2ranks.search.searchers.darwin_lm import Switches, even
+from rules2ranks.search.space import generator
 from rules2ranks.stages.compressing import HowRecovered, MatrixRank, Protect, Pruned, batches_of, load_pruned
 from rules2ranks.stages.cutting import Cut, Levels, levels
 from rules2ranks.stages.learning import draw_seed
 from rules2ranks.stages.ranges import Seed, Share, Size
-from rules2ranks.stages.subjects import subject
+from rules2ranks.stages.subjects import Batch, subject
 
 #: The stream of seeds from which the examples come that a search judges by: none that training draws.
 JUDGED = 3
@@ -57,7 +59,12 @@ def judge(work: Path, given: Judging) -> dict:
         model = load_pruned(given.pruned)
         if given.stop:
             model = _trained(given, model)
-        return {"kl": about.divergence(about.draw(given.judged, draw_seed(0, 1, JUDGED)), model)}
+        return {"kl": about.divergence(_judged(given.base, given.judged), model)}
+
+
+@functools.lru_cache(maxsize=1)
+def _judged(base: Any, size: int) -> Batch:
+    return subject(base).draw(size, draw_seed(0, 1, JUDGED))
 
 
 def _trained(given: Judging, model: Any) -> Any:
@@ -95,6 +102,12 @@ class Question(runs.Params):
             raise ValueError(f"judged is after LoRA or PiSSA, which need no other data: got {self.recover.method}")
         return self
 
+    def judging(self, pruned: Pruned, seed: int = 0, fidelity: float = 0.0) -> Judging:
+        """How a search judges what is pruned, after this share of the schedule. Before any training the seed is 0."""
+        stop = max(round(fidelity * self.recover.steps), 1) if fidelity else 0
+        how = {"ranks": self.rank, "judged": self.judged, "stop": stop, "seed": seed if stop else 0}
+        return Judging(**dict(self.recover), pruned=pruned, **how)
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -129,18 +142,14 @@ class Problem:
         return Cut(database=self.question.database, levels=choice.levels)
 
     def score(self, choice: Configuration, seed: int = 0, fidelity: float = 0.0) -> float:
-        """The divergence after this share of the schedule, under this seed; before any training the seed is 0."""
-        asked = self.question
-        stop = round(fidelity * asked.recover.steps)
-        stop = max(stop, 1) if fidelity else 0
-        how = {"pruned": self.cut(choice), "ranks": asked.rank, "judged": asked.judged, "stop": stop}
-        return judge(Judging(**dict(asked.recover), **how, seed=seed if stop else 0)).metrics["kl"]
+        """The divergence after this share of the schedule, under this seed: see `Question.judging`."""
+        return judge(self.question.judging(self.cut(choice), seed, fidelity)).metrics["kl"]
 
     def control(self, kind: str, number: int = 1, seed: int = 0) -> list[Configuration]:
         """The choices of one of `CONTROLS`; `number` of the random ones."""
         return [self.space.configuration(point) for point in CONTROLS[kind](self, number, seed)]
 
-    def _added_up(self, lost: Callable[[str, int], float]) -> list[tuple[int, ...]]:
+    def _added_up(self, lost: Callable[[str, int], float]) -> list[Point]:
         """The choice whose parts, each taken alone, lose least in all: exact (`Space.best`)."""
         values = [[-lost(knob.parts[0], option.level) for option in knob.options] for knob in self.space.knobs[1:]]
         return [self.space.best([[0.0], *values])]
@@ -152,13 +161,19 @@ class Problem:
         return self.score(Configuration(levels={part: level}))
 
 
+def _neighbours(problem: Problem, number: int, seed: int) -> list[Point]:
+    (best,) = CONTROLS["divergences"](problem, 1, 0)
+    return Switches(problem.space).children(best, number, generator(seed, 5))
+
+
 #: Who chooses levels without a search: the same share of every part; the least output errors, or divergences of single
-#: parts, added up; chance.
-CONTROLS: dict[str, Callable[[Problem, int, int], Sequence[tuple[int, ...]]]] = {
+#: parts, added up; chance; and a switch or more from the one before.
+CONTROLS: dict[str, Callable[[Problem, int, int], Sequence[Point]]] = {
     "even": lambda problem, number, seed: [even(problem.space)],
     "errors": lambda problem, number, seed: problem._added_up(problem._error),
     "divergences": lambda problem, number, seed: problem._added_up(problem._divergence),
     "random levels": lambda problem, number, seed: searching.random(problem.space, number, seed),
+    "neighbours": _neighbours,
 }
 
 

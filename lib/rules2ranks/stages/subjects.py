@@ -53,6 +53,10 @@ Base = Annotated[
 ]
 
 
+#: Numbers that are kept rather than computed again: 128 MiB.
+FEW = 2**24
+
+
 class Subject(ABC):
     """A model to compress, with what it learnt from."""
 
@@ -62,6 +66,8 @@ class Subject(ABC):
     at_once: int | None = None
     #: Files that belong beside the model's checkpoint.
     beside: tuple[Path, ...] = ()
+    #: A batch, and what the unpruned model said of it.
+    _said: tuple[Batch, Tensor] | tuple[()] = ()
 
     @abstractmethod
     def load(self) -> nn.Module:
@@ -130,9 +136,17 @@ class Subject(ABC):
         """KL(unpruned ‖ model) in nats per scored position, the mean over a batch."""
         apart = []
         for some in own_texts.parts(batch, self.at_once):
-            theirs, ours = (self._log_probabilities(m, some) for m in (self.model, model))
+            theirs, ours = self._unpruned(some), self._log_probabilities(model, some)
             apart.append(torch.sum(theirs.exp() * (theirs - ours), -1))
         return torch.cat(apart).mean().item()
+
+    def _unpruned(self, batch: Batch) -> Tensor:
+        """What the unpruned model says of a batch; kept while it is small, as searches ask for the same again."""
+        if self._said and all(one is other for one, other in zip(self._said[0], batch, strict=True)):
+            return self._said[1]
+        said = self._log_probabilities(self.model, batch)
+        self._said = (batch, said) if said.numel() <= FEW else ()
+        return said
 
     def _log_probabilities(self, model: nn.Module, batch: Batch) -> Tensor:
         return training.evaluated(model, lambda m: self.logits(m, batch).double().log_softmax(-1))

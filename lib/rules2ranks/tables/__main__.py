@@ -14,7 +14,7 @@ import yaml
 
 from rules2ranks import runs, tables
 from rules2ranks.published import data_folder
-from rules2ranks.tables import Rows, compression, edge, language_suite, plans, ranks, recoveries
+from rules2ranks.tables import Rows, compression, edge, language_suite, levels, plans, ranks, recoveries
 
 #: Each takes typed settings and a number of workers, and gives tables by name and the one-thread seconds behind them.
 Maker = Callable[[Any, int], tuple[dict[str, Rows], float]]
@@ -28,6 +28,7 @@ MAKERS: dict[str, Maker] = {
     "recoveries": recoveries.recoveries,
     "mixed_bits": ranks.mixed_bits,
     "bits_and_ranks": ranks.bits_and_ranks,
+    "levels": levels.levels,
 }
 ON_REQUEST: dict[str, Maker] = {"language_suite": language_suite.language_suite}
 

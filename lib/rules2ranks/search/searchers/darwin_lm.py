@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,7 +19,7 @@ TRIES = 200
 class DarwinLM(Scripted, name="DarwinLM"):
     """`limit` counts trainings: one to a share of the schedule is that share, and `judging` comes on top of each.
 
-    (1 + λ) evolution, from the same share of every part. Each of λ = `offspring` children has one to
+    (1 + λ) evolution, from `start`, or else the same share of every part. Each of λ = `offspring` children has one to
     three level switches (the smaller of two draws): of two parts of a kind, one loses a step and the other gains it, so
     that the budget holds. Parent and children are trained for the first of `shares` of the schedule and judged; as many
     as the first of `survivors` are trained for the next share and judged again, and so on: the last is the parent of
@@ -31,6 +32,7 @@ class DarwinLM(Scripted, name="DarwinLM"):
     survivors: tuple[int, ...] = (8, 4, 2, 1)
     shares: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2)
     judging: float = 0.025
+    start: Point | None = None
 
     def __post_init__(self) -> None:
         if len(self.survivors) != len(self.shares) or self.survivors[-1] != 1:
@@ -43,16 +45,18 @@ class DarwinLM(Scripted, name="DarwinLM"):
             raise ValueError(f"shares must rise, from 0 on and up to 1, got {self.shares}")
 
     def begin(self, space: Space, limit: int, seed: int) -> Self:
+        if self.start is not None and not space.contains(self.start):
+            raise ValueError(f"the start {self.start} is not within the space")
         begun = super().begin(space, limit, seed)
         begun._randomness = generator(seed, 4)
-        begun._kinds = _kinds(space)
+        begun._switches = Switches(space)
         return begun
 
     def _cost(self, fidelity: float, before: float) -> float:
         return fidelity + self.judging
 
     def _phases(self) -> Phase:
-        parent = even(self.space)
+        parent = even(self.space) if self.start is None else tuple(self.start)
         while True:
             living = [parent, *self._children(parent)]
             if len(living) == 1:
@@ -67,30 +71,47 @@ class DarwinLM(Scripted, name="DarwinLM"):
             parent = living[0]
 
     def _children(self, parent: Point) -> list[Point]:
+        return self._switches.children(parent, self.offspring, self._randomness, self._all)
+
+
+class Switches:
+    """Changes of a point that keep its budget: of two parts of a kind, one loses a step and the other gains it.
+
+    Raises:
+        ValueError: no two parts of the space are alike.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self._kinds = _kinds(space)
+        sizes = np.array([len(kind) for kind in self._kinds], dtype=np.float64)
+        self._chances = sizes / sizes.sum()
+
+    def children(
+        self, parent: Point, number: int, randomness: np.random.Generator, known: Collection[Point] = ()
+    ) -> list[Point]:
+        """So many new points that fill the budget, or fewer, each one to three switches (the smaller of two draws)
+        away from the parent.
+        """
         found: dict[Point, None] = {}
         for _ in range(TRIES):
             child = list(parent)
-            for _ in range(int(self._randomness.integers(1, 4, size=2).min())):
-                self._switch(child)
+            for _ in range(int(randomness.integers(1, 4, size=2).min())):
+                self._switch(child, randomness)
             child = tuple(child)
-            if child != parent and child not in self._all and self.space.fills(child):
+            if child != parent and child not in known and self.space.fills(child):
                 found[child] = None
-            if len(found) == self.offspring:
+            if len(found) == number:
                 break
         return list(found)
 
-    def _switch(self, point: list[int]) -> None:
-        """One part loses a step and another of its kind gains it, in place, where both can."""
-        kind = self._kinds[int(self._randomness.choice(len(self._kinds), p=self._chances))]
-        down, up = self._randomness.choice(kind, 2, replace=False).tolist()
+    def _switch(self, point: list[int], randomness: np.random.Generator) -> None:
+        """In place, where both parts can."""
+        kind = self._kinds[int(randomness.choice(len(self._kinds), p=self._chances))]
+        down, up = randomness.choice(kind, 2, replace=False).tolist()
         if point[down] + 1 < len(self.space.knobs[down].options) and point[up] > 0:
             point[down] += 1
             point[up] -= 1
-
-    @property
-    def _chances(self) -> np.ndarray:
-        sizes = np.array([len(kind) for kind in self._kinds], dtype=np.float64)
-        return sizes / sizes.sum()
 
 
 def _kinds(space: Space) -> list[list[int]]:

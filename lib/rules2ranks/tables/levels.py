@@ -1,0 +1,238 @@
+"""The reference table of levels: who decides how much of each attention and MLP goes, before and after recovery."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from rules2ranks import runs, search
+from rules2ranks.configuration import Configuration
+from rules2ranks.stages import shapes
+from rules2ranks.stages.compressing import Pruned, Pruning, Recovery, prune, recover
+from rules2ranks.stages.ranges import Rate, Seed, Size
+from rules2ranks.stages.shapes import Problem, Question
+from rules2ranks.stages.subjects import subject
+from rules2ranks.tables import Rows
+from rules2ranks.tables.many import measure, seconds_of, stage_jobs
+
+#: The controls that are many choices: reported under fewer seeds.
+MANY = ("random levels", "neighbours")
+
+
+class Setting(Question):
+    """A question, and who is to answer it.
+
+    `slices` are prunings by importance, without a database, by their name in the table. `controls` are of
+    `shapes.CONTROLS`; `many` of the random ones and neighbours, reported under `few_seeds`, and judged after each share
+    of `shares`. `variants` are searchers with settings of their own: `searcher`, `start` (a control), `spent` (of
+    `limit`, before the search begins), and what is other. Each choice is recovered at the rate that has the lowest mean loss on the search's examples under
+    `rate_seeds`.
+    """
+
+    slices: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    controls: list[Literal[*shapes.CONTROLS]]
+    many: Size = 1
+    shares: list[Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=list)
+    variants: dict[str, dict[str, Any]]
+    limit: Size
+    search_seeds: list[Seed]
+    rates: Annotated[list[Rate], Field(min_length=1)]
+    rate_seeds: Annotated[list[Seed], Field(min_length=1)]
+    report_seeds: list[Seed]
+    few_seeds: list[Seed] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _told_now(self) -> Self:
+        for name in self.slices:
+            self.slice(name)
+        for name in self.variants:
+            try:
+                self.searcher(name, None)
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"variant {name!r} is no searcher with these settings: {error}") from None
+        if not set(self.few_seeds) <= set(self.report_seeds):
+            raise ValueError("few_seeds must be among report_seeds, under which all others are reported")
+        return self
+
+    def slice(self, name: str) -> Pruning:
+        """A pruning by importance, of as much of the same model."""
+        return Pruning.check({"base": self.database.base, "ratio": self.ratio, **self.slices[name]})
+
+    def searcher(self, name: str, problem: Problem | None) -> search.Searcher:
+        """The variant of that name; where it has a start, that of this problem."""
+        own = {key: value for key, value in self.variants[name].items() if key != "spent"}
+        kind, start = search.SEARCHERS[own.pop("searcher")], own.pop("start", None)
+        if start is not None and start not in shapes.CONTROLS:
+            raise KeyError(f"no control {start}")
+        if start is not None and problem is not None:
+            own["start"] = shapes.CONTROLS[start](problem, 1, 0)[0]
+        return kind(**own)
+
+
+class LevelTable(runs.Params):
+    """Settings by name; what they share may stand beside them once, and each may say otherwise."""
+
+    settings: dict[str, Setting]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shared(cls, values: dict[str, Any]) -> dict[str, Any]:
+        shared = {name: value for name, value in values.items() if name != "settings"}
+        return {"settings": {name: Setting.nested(shared | own) for name, own in values.get("settings", {}).items()}}
+
+
+class Chosen(NamedTuple):
+    """What is recovered, who chose it, and with which search seed or as which of several."""
+
+    setting: str
+    allocator: str
+    which: int | None
+    pruned: Pruned
+
+
+def levels(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
+    """Who decides the levels: choices recovered under report seeds, the searches, and judgings before that.
+
+    Tables: `levels` (a row a choice and report seed), `levels_search` (a row a judging of a search), `levels_judged` (a
+    row a choice as it is cut, at share 0, and a judging of the many after each share of the schedule).
+    """
+    asked = settings.settings
+    _prepare(asked, workers)
+    history = _searched(asked, workers)
+    chosen = [each for name, setting in asked.items() for each in _choices(name, setting, history)]
+    judged = _judged(chosen, asked, workers)
+    tuned = _tuned(chosen, asked, workers)
+    jobs = [
+        (each, tuning, seed)
+        for each, tuning in zip(chosen, tuned, strict=True)
+        for seed in (asked[each.setting].few_seeds if each.allocator in MANY else asked[each.setting].report_seeds)
+    ]
+    recoveries = [_recovery(each.pruned, asked[each.setting], lr, seed) for each, (lr, _), seed in jobs]
+    results = measure(stage_jobs("recover", recoveries), workers, "report")
+    rows = [
+        _about(each)
+        | {"report_seed": seed, "lr": lr, "search_loss": search_loss}
+        | {name: found.metrics[name] for name in ("loss", "accuracy", "trained_parameters")}
+        for (each, (lr, search_loss), seed), found in zip(jobs, results, strict=True)
+    ]
+    return {"levels": rows, "levels_search": history, "levels_judged": judged}, seconds_of(results)
+
+
+def _prepare(asked: dict[str, Setting], workers: int) -> None:
+    """Databases, prunings and judgings of single parts, for which workers would wait on each other."""
+    slices = [setting.slice(name) for setting in asked.values() for name in setting.slices]
+    measure(stage_jobs("prune", slices), workers, "pruning")
+    bases = {setting.database.model_dump_json(): setting for setting in asked.values()}
+    measure(stage_jobs("levels", [setting.database for setting in bases.values()]), workers, "databases")
+    jobs = [(control, {"setting": s, "kind": "divergences"}) for s in bases.values() if "divergences" in s.controls]
+    measure(jobs, workers, "single parts")
+
+
+def control(setting: Setting, kind: str) -> list[Configuration]:
+    """The choices of one control: what the workers are asked for."""
+    return Problem(setting).control(kind, setting.many)
+
+
+def _searched(asked: dict[str, Setting], workers: int) -> Rows:
+    jobs = [
+        (history, {"name": name, "setting": setting, "variant": variant, "seed": seed})
+        for name, setting in asked.items()
+        for variant in setting.variants
+        for seed in setting.search_seeds
+    ]
+    return [row for rows in measure(jobs, workers, "searches") for row in rows]
+
+
+def history(name: str, setting: Setting, variant: str, seed: int) -> Rows:
+    """One search: what the workers are asked for."""
+    problem = Problem(setting)
+    limit = setting.limit - setting.variants[variant].get("spent", 0)
+    found = shapes.search(setting, setting.searcher(variant, problem), limit=limit, seed=seed)
+    chosen = found.trials.index(found.chosen)
+    return [
+        {
+            "setting": name,
+            "allocator": variant,
+            "search_seed": seed,
+            "order": order,
+            "levels": written(problem.space.configuration(trial.point)),
+            "measured": trial.scores[0],
+            "fidelity": trial.fidelity,
+            "phase": trial.proposer,
+            "chosen": order == chosen,
+        }
+        for order, trial in enumerate(found.trials)
+    ]
+
+
+def _choices(name: str, setting: Setting, searched: Rows) -> list[Chosen]:
+    problem = Problem(setting)
+    found = [Chosen(name, kind, None, setting.slice(kind)) for kind in setting.slices]
+    for kind in setting.controls:
+        own = problem.control(kind, setting.many)
+        found += [Chosen(name, kind, k if kind in MANY else None, problem.cut(each)) for k, each in enumerate(own)]
+    for row in searched:
+        if row["setting"] == name and row["chosen"]:
+            found.append(Chosen(name, row["allocator"], row["search_seed"], problem.cut(read(row["levels"]))))
+    return found
+
+
+def _tuned(chosen: Sequence[Chosen], asked: dict[str, Setting], workers: int) -> list[tuple[float, float]]:
+    """For each choice the best of its setting's rates and its mean loss on the search's examples there."""
+    jobs = [
+        (place, lr, _recovery(each.pruned, asked[each.setting], lr, seed))
+        for place, each in enumerate(chosen)
+        for lr in asked[each.setting].rates
+        for seed in asked[each.setting].rate_seeds
+    ]
+    results = measure(stage_jobs("recover", [job for *_, job in jobs]), workers, "rates")
+    losses: dict[tuple[int, float], list[float]] = {}
+    for (place, lr, _), found in zip(jobs, results, strict=True):
+        losses.setdefault((place, lr), []).append(found.metrics["search_loss"])
+    means = {key: sum(values) / len(values) for key, values in losses.items()}
+    best = [min((loss, lr) for (at, lr), loss in means.items() if at == place) for place in range(len(chosen))]
+    return [(lr, loss) for loss, lr in best]
+
+
+def _recovery(pruned: Pruned, setting: Setting, lr: float, seed: int) -> Recovery:
+    return Recovery(**dict(setting.recover) | {"lr": lr}, pruned=pruned, ranks=setting.rank, seed=seed)
+
+
+def _judged(chosen: Sequence[Chosen], asked: dict[str, Setting], workers: int) -> Rows:
+    """The divergence of each choice before training, with its loss, and of the many after each share too."""
+    cells = [
+        (each, share)
+        for each in chosen
+        for share in (0.0, *(asked[each.setting].shares if each.allocator in MANY else ()))
+    ]
+    jobs = [(_score, {"pruned": each.pruned, "setting": asked[each.setting], "share": share}) for each, share in cells]
+    found = measure(jobs, workers, "judged")
+    return [_about(each) | {"share": share} | scores for (each, share), scores in zip(cells, found, strict=True)]
+
+
+def _score(pruned: Pruned, setting: Setting, share: float) -> dict[str, float]:
+    """The divergence that searches look at, and before any training the loss on the report's examples."""
+    judged = {"kl": shapes.judge(setting.judging(pruned, setting.search_seeds[0], share)).metrics["kl"]}
+    return judged if share else judged | {"loss": recover(pruned=pruned, ranks=0).metrics["loss"]}
+
+
+def _about(chosen: Chosen) -> dict[str, Any]:
+    pruned = chosen.pruned
+    left = prune(pruned).metrics["parameters_after"] if isinstance(pruned, Pruning) else pruned.shapes.parameters
+    return {
+        "setting": chosen.setting,
+        "allocator": chosen.allocator,
+        "which": chosen.which,
+        "levels": None if isinstance(pruned, Pruning) else written(Configuration(levels=pruned.levels)),
+        "removed": 1 - left / subject(pruned.base).shapes.parameters,
+    }
+
+
+def written(choice: Configuration) -> str:
+    """Levels as a table holds them: `part=groups gone`, apart by blanks; parts that stay whole are left out."""
+    return " ".join(f"{part}={level}" for part, level in choice.levels.items() if level)
+
+
+def read(text: str) -> Configuration:
+    """What `written` wrote, as a configuration."""
+    return Configuration(levels={part: int(level) for part, level in (each.split("=") for each in text.split())})
