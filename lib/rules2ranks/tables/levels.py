@@ -25,8 +25,8 @@ class Setting(Question):
     `slices` are prunings by importance, without a database, by their name in the table. `controls` are of
     `shapes.CONTROLS`; `many` of the random ones and neighbours, reported under `few_seeds`, and judged after each share
     of `shares`. `variants` are searchers with settings of their own: `searcher`, `start` (a control), `spent` (of
-    `limit`, before the search begins), and what is other. Each choice is recovered at the rate that has the lowest mean loss on the search's examples under
-    `rate_seeds`.
+    `limit`, before the search begins), and what is other. Each choice is recovered at the rate that has the lowest mean
+    loss on the search's examples under `rate_seeds`.
     """
 
     slices: dict[str, dict[str, Any]] = Field(default_factory=dict)
