@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from rules2ranks import stages, tables
 from rules2ranks.runs import ParameterError, Result
 from rules2ranks.stages import inspecting, learning, subjects, transfer
 from rules2ranks.tables import __main__ as command
-from rules2ranks.tables import compression, edge, language_suite, many, plans, ranks, recoveries
+from rules2ranks.tables import compression, edge, language_suite, levels, many, plans, ranks, recoveries
 from rules2ranks.tasks import chess
 
 TINY = {"width": 8, "rows": 20, "ring": 40, "layers": 1, "heads": 2, "hidden": 16, "steps": 4, "rounds": 1}
@@ -54,7 +53,7 @@ def in_process(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RULES2RANKS_RUNS", str(tmp_path_factory.mktemp("runs")))
-        for module in (many, edge, ranks, recoveries, compression, language_suite):
+        for module in (many, edge, ranks, recoveries, compression, language_suite, levels):
             patch.setattr(module, "measure", one_by_one)
         patch.setattr(subjects, "HELD_OUT", 70)
         patch.setattr(transfer, "validation_draw", lambda seed: (12, learning.draw_seed(seed, 1, 0), "validation"))
@@ -255,6 +254,34 @@ TOGETHER = BITS | {
     "others": {"16 bits, rank 2": {"method": "lora"}},
     "recover": {"steps": 2, "examples": 56, "method": "loftq"},
 }
+#: Who decides the levels.
+LEVELS = {
+    "settings": {"50 %": {"ratio": 0.5}},
+    "database": {"steps": 4},
+    "judged": 8,
+    "recover": RANKS["recover"],
+    "slices": {"global": {"spread": "global"}},
+    "controls": ["even", "random levels"],
+    "many": 2,
+    "shares": [0.5],
+    "variants": {
+        "evolution": {"searcher": "DarwinLM", "offspring": 2, "survivors": [1], "shares": [0.0], "judging": 0.3},
+        "from errors": {
+            "searcher": "DarwinLM",
+            "offspring": 1,
+            "survivors": [1],
+            "shares": [0.5],
+            "start": "errors",
+            "spent": 1,
+        },
+    },
+    "limit": 3,
+    "rates": [1e-3, 1e-2],
+    "rate_seeds": [0],
+    "search_seeds": [0],
+    "report_seeds": [7, 8],
+    "few_seeds": [8],
+}
 ALL = {
     "edge_of_chaos": CHAOS,
     "edge_ablations": ABLATIONS,
@@ -263,6 +290,7 @@ ALL = {
     "rank_settings": RANKS | {"settings": {"per kind": {"per": "kind"}}, "searchers": ["additive"]},
     "mixed_bits": BITS,
     "bits_and_ranks": TOGETHER,
+    "levels": LEVELS,
     "recovery_rates": {
         "prunings": {"50 %": RANKS["pruned"]},
         "rank": 2,
@@ -284,41 +312,53 @@ ALL = {
 }
 
 
-@pytest.mark.slow
-def test_every_table_is_written_with_its_note(tmp_path: Path, monkeypatch):
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """Makes tables with their notes, by the command, at tiny size; gives those asked for."""
     monkeypatch.setattr(command, "profile_settings", lambda profile: ALL)
     monkeypatch.setattr(tables, "place", lambda name: tmp_path / f"{name}.csv")
-    command.main(["--workers", "1"])
 
-    chaos = tables.read("edge_of_chaos")
+    def made_by(makers: list[str], names: list[str]) -> list[tables.Reference]:
+        command.main([*makers, "--workers", "1"])
+        return [tables.read(name) for name in names]
+
+    return made_by
+
+
+@pytest.mark.slow
+def test_the_core_s_tables_are_written_with_their_notes(make):
+    makers = ["edge_of_chaos", "edge_ablations", "compression"]
+    names = ["edge_of_chaos", "pretraining", "similarity", "edge_ablations", "compression"]
+    chaos, *others = make(makers, names)
     assert chaos.note["settings"] == CHAOS
     assert chaos.note["command"] == "python -m rules2ranks.tables edge_of_chaos --profile laptop"
     assert sorted(chaos.table.start) == ["pretrained"] * 12 + ["random"] * 2 + ["scratch"] * 4 + ["shuffled"] * 4
-    for name, maker in [("pretraining", "edge_of_chaos"), ("similarity", "edge_of_chaos"), ("edge_ablations",) * 2]:
-        table, note = tables.read(name)
+    for (table, note), maker in zip(others, ["edge_of_chaos", "edge_of_chaos", *makers[1:]], strict=True):
         assert note["rows"] == len(table)
         assert note["command"].split()[3] == maker
-    assert tables.read("edge_ablations").table.legal.notna().sum() == 5
-    assert tables.read("compression").table.ratio.tolist() == [0, 0.3]
-    report = tables.read("rank_adaptor").table
+    assert others[2].table.legal.notna().sum() == 5
+    assert others[3].table.ratio.tolist() == [0, 0.3]
+
+
+@pytest.mark.slow
+def test_choices_of_ranks_are_written(make):
+    names = ["rank_adaptor", "rank_adaptor_search", "rank_settings"]
+    (report, _), (searched, note), (settings, _) = make(["rank_adaptor", "rank_settings"], names)
     assert sorted(report.allocator) == sorted(
         [*RANKS["controls"], "random vectors", *RANKS["searchers"], "uniform, best rate", "pruned only"]
     )
     equal = report[~report.allocator.isin(["pruned only", "uniform, twice the rank"])]
     assert (equal.trained_parameters <= report[report.allocator == "uniform"].trained_parameters.item()).all()
-    searched = tables.read("rank_adaptor_search").table
     sizes = {"RankAdaptor": 3, "random search": 3, "additive": 4, "uniform": 1}
     assert searched.groupby("allocator").size().to_dict() == sizes
     assert np.isfinite(searched.measured).all()
-    assert json.loads((tmp_path / "rank_adaptor_search.json").read_text())["rows"] == 11
-    check_recoveries(tables.read("recovery_rates").table, tables.read("recoveries").table)
-    assert "q_proj=" in tables.read("rank_settings").table.query("allocator == 'additive'").ranks.item()
-    check_bits(tables.read("mixed_bits").table, tables.read("mixed_bits_search").table)
-    check_together(tables.read("bits_and_ranks").table)
+    assert note["rows"] == 11
+    assert "q_proj=" in settings.query("allocator == 'additive'").ranks.item()
 
 
-def check_together(report: pd.DataFrame) -> None:
-    """The grid holds every uniform choice, whatever its bytes; full weights and quantised ones have their own start."""
+@pytest.mark.slow
+def test_the_grid_holds_every_uniform_choice_whatever_its_bytes(make):
+    ((report, _),) = make(["bits_and_ranks"], ["bits_and_ranks"])
     grid = report[report.allocator == "uniform grid"]
     assert grid.ranks.str.split().str[0].tolist() == ["4:0", "4:2", "8:0", "8:2"]
     (fit,) = grid[(grid.ranks == report.set_index("allocator").ranks["uniform"])].index
@@ -329,8 +369,34 @@ def check_together(report: pd.DataFrame) -> None:
     assert full.loss == same["loss"] and full.search_loss == same["search_loss"]
 
 
-def check_bits(report: pd.DataFrame, searched: pd.DataFrame) -> None:
-    """Everything within the bytes but what is named as another width, and low fidelities in the histories only."""
+@pytest.mark.slow
+def test_what_a_search_for_levels_found_is_recovered_at_its_better_rate(make):
+    (report, _), (searched, _), (judged, _) = make(["levels"], ["levels", "levels_search", "levels_judged"])
+    assert report.groupby("allocator").report_seed.agg(list).to_dict() == {
+        "global": [7, 8], "even": [7, 8], "random levels": [8, 8], "evolution": [7, 8], "from errors": [7, 8]
+    }  # fmt: skip
+    for name, own in searched.groupby("allocator"):
+        best = own[own.fidelity == own.fidelity.max()].measured.idxmin()
+        assert own.chosen.idxmax() == best and own.chosen.sum() == 1
+        assert set(report[report.allocator == name].levels) == {own.levels[best]}
+        spent = (own.fidelity + (0.3 if name == "evolution" else 0.025)).sum()
+        assert spent <= (3 if name == "evolution" else 2)
+    pruned = {"database": LEVELS["database"], "levels": levels.read(report.levels.iloc[-1]).levels}
+    asked = {"pruned": pruned, "ranks": 2, **LEVELS["recover"]}
+    rates = {lr: made("recover", **asked, lr=lr, seed=0).metrics["search_loss"] for lr in LEVELS["rates"]}
+    last = report.iloc[-1]
+    assert (last.lr, last.search_loss) == min(rates.items(), key=lambda item: item[1])
+    assert last.loss == made("recover", **asked, lr=last.lr, seed=last.report_seed).metrics["loss"]
+    assert judged[judged.share == 0].allocator.tolist() == [
+        "global", "even", "random levels", "random levels", "evolution", "from errors"
+    ]  # fmt: skip
+    assert judged[judged.share > 0].allocator.tolist() == ["random levels"] * 2
+    assert report.removed.between(0.5, 0.52).all()
+
+
+@pytest.mark.slow
+def test_all_is_within_the_bytes_and_low_fidelities_are_in_the_searches_only(make):
+    (report, _), (searched, _) = make(["mixed_bits"], ["mixed_bits", "mixed_bits_search"])
     assert report.set_index("allocator").memory["uniform 2 bits"].item() == 164_548
     assert report.memory.dropna().le(225_076).all() and report.query("allocator == 'uniform'").memory.item() == 225_076
     own = searched[searched.allocator == "no trust region"]
@@ -345,8 +411,9 @@ def check_bits(report: pd.DataFrame, searched: pd.DataFrame) -> None:
         assert metrics["search_loss"] == row.measured
 
 
-def check_recoveries(tuned: pd.DataFrame, report: pd.DataFrame) -> None:
-    """Every run of the grid, and each way at the best of it."""
+@pytest.mark.slow
+def test_every_run_of_the_grid_stands_and_each_way_at_its_best(make):
+    (tuned, _), (report, _) = make(["recovery_rates", "recoveries"], ["recovery_rates", "recoveries"])
     assert tuned.groupby("way").size().to_dict() == {
         "pruned only": 1, "lora": 4, "adalora": 1, "all weights": 1, "from scratch": 2,
     }  # fmt: skip
@@ -430,6 +497,9 @@ def test_reference_settings_are_those_of_the_profile():
         ("mixed_bits", BITS | {"variants": {"mine": {"searcher": "AutoQR"}}}, "'mine' is no searcher"),
         ("mixed_bits", BITS | {"settings": {"x": {"bits": [2]}}}, "give memory"),
         ("recoveries", ALL["recoveries"] | {"ways": ["lorra"]}, "'lora'"),
+        ("levels", LEVELS | {"slices": {"mine": {"spred": "global"}}}, "did you mean 'spread'"),
+        ("levels", LEVELS | {"variants": {"mine": {"searcher": "DarwinLM", "start": "best"}}}, "no control best"),
+        ("levels", LEVELS | {"few_seeds": [9]}, "must be among report_seeds"),
         ("language_suite", {"step": 3}, "did you mean 'steps'"),
         ("compresion", {}, "unknown table 'compresion': choose from"),
     ],

@@ -1,11 +1,13 @@
 """A plan beside its run: what was stated before, what the table holds, and where they differ."""
 
+import math
 from typing import Any
 
 import pandas as pd
 import yaml
 
 from rules2ranks import tables
+from rules2ranks.search.searchers.darwin_lm import DarwinLM
 from rules2ranks.tables import plans
 
 #: An earlier comparison, whose run did not keep to its plan: both as settings of a table of ranks.
@@ -40,41 +42,72 @@ def _beside(planned: dict[str, dict], ran: dict[str, dict]) -> pd.DataFrame:
 
 
 def _stated(run: dict[str, Any]) -> dict[str, dict]:
-    """What settings of a table of ranks come to, by setting."""
+    """What settings of a table come to, by setting."""
     shared, found = {name: value for name, value in run.items() if name != "settings"}, {}
     for name, own in run["settings"].items():
         given = shared | own
-        allocators = [*given["controls"], *given["searchers"], *given.get("variants", {}), *given.get("others", {})]
+        kinds = ("slices", "controls", "searchers", "variants", "others")
         found[name] = {
-            "allocators": sorted(allocators),
+            "allocators": sorted(each for kind in kinds for each in given.get(kind, ())),
             "report seeds": len(given["report_seeds"]),
             "searches": len(given["search_seeds"]),
-            "measurements a search": given["offline"] + given["rounds"],
-            "random vectors": given["random"],
-            "seeds of these": len(given.get("random_seeds") or given["report_seeds"]),
-            "learning rate": float(given["recover"]["lr"]),
+            **(_of_levels(given) if "limit" in given else _of_ranks(given)),
             "steps": given["recover"]["steps"],
         }
     return found
+
+
+def _of_ranks(given: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "measurements a search": given["offline"] + given["rounds"],
+        "random vectors": given["random"],
+        "seeds of these": len(given.get("random_seeds") or given["report_seeds"]),
+        "learning rate": float(given["recover"]["lr"]),
+    }
+
+
+def _of_levels(given: dict[str, Any]) -> dict[str, Any]:
+    searches = sorted(given["variants"].items())
+    return {
+        "trainings a search": ", ".join(f"{name} {given['limit'] - own.get('spent', 0)}" for name, own in searches),
+        "neighbours": given["many"] if "neighbours" in given["controls"] else 0,
+    }
 
 
 def _held(table: str) -> dict[str, dict]:
     """The same, counted in the table and in its searches."""
     frame, searched, found = tables.read(table).table, tables.read(f"{table}_search").table, {}
     for setting, part in frame.groupby("setting", sort=False):
-        uniform, random = part[part.allocator == "uniform"], part[part.allocator == "random vectors"]
+        uniform = part[part.allocator == "uniform"]
         history = searched[(searched.setting == setting) & (searched.allocator != "uniform")]
         found[setting] = {
             "allocators": sorted(set(part.allocator) - {tables.ALONE}),
             "report seeds": uniform.report_seed.nunique(),
             "searches": history.search_seed.nunique(),
-            "measurements a search": _measurements(history),
-            "random vectors": random.which.nunique(),
-            "seeds of these": random.report_seed.nunique(),
-            "learning rate": float(uniform.lr.iloc[0]),
+            **(_levels_held(part, history) if "levels" in part else _ranks_held(part, history)),
             "steps": int(uniform.steps.iloc[0]),
         }
     return found
+
+
+def _ranks_held(part: pd.DataFrame, history: pd.DataFrame) -> dict[str, Any]:
+    random = part[part.allocator == "random vectors"]
+    return {
+        "measurements a search": _measurements(history),
+        "random vectors": random.which.nunique(),
+        "seeds of these": random.report_seed.nunique(),
+        "learning rate": float(part[part.allocator == "uniform"].lr.iloc[0]),
+    }
+
+
+def _levels_held(part: pd.DataFrame, history: pd.DataFrame) -> dict[str, Any]:
+    """A judging counts beside the training, but for a whole one."""
+    spent = history.fidelity + DarwinLM.judging * (history.fidelity < 1)
+    most = spent.groupby([history.allocator, history.search_seed]).sum().groupby(level=0).max()
+    return {
+        "trainings a search": ", ".join(f"{name} {math.ceil(round(value, 6))}" for name, value in most.items()),
+        "neighbours": part[part.allocator == "neighbours"].which.nunique(),
+    }
 
 
 def _measurements(history: pd.DataFrame) -> int:

@@ -64,10 +64,11 @@ def _by_key(rows: dict[tuple[str, str], list], columns: list[str]) -> pd.DataFra
 
 def _same(part: pd.DataFrame, name: str, baseline: str, confirmatory: Sequence[str]) -> str:
     """Why an allocator is no test of its own: its vectors are the baseline's or an earlier allocator's; else empty."""
-    vectors = part.groupby("allocator", sort=False).ranks.agg(lambda some: tuple(sorted(set(some.dropna()))))
+    chosen = "levels" if "levels" in part else "ranks"
+    vectors = part.groupby("allocator", sort=False)[chosen].agg(lambda some: tuple(sorted(set(some.dropna()))))
     before = [baseline, *(other for other in confirmatory if other in vectors and other != baseline)]
     earlier = before[: before.index(name)] if name in before else before[:1]
-    return next((f"the same as {other}" for other in earlier if vectors[other] == vectors[name]), "")
+    return next((f"the same as {other}" for other in earlier if vectors[other] == vectors[name] != ()), "")
 
 
 def _tested(found: dict[tuple[str, str], evaluation.Crossed], plan: plans.Plan) -> pd.DataFrame:

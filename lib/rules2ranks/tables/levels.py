@@ -111,7 +111,7 @@ def levels(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
     results = measure(stage_jobs("recover", recoveries), workers, "report")
     rows = [
         _about(each)
-        | {"report_seed": seed, "lr": lr, "search_loss": search_loss}
+        | {"report_seed": seed, "lr": lr, "steps": asked[each.setting].recover.steps, "search_loss": search_loss}
         | {name: found.metrics[name] for name in ("loss", "accuracy", "trained_parameters")}
         for (each, (lr, search_loss), seed), found in zip(jobs, results, strict=True)
     ]

@@ -1,0 +1,67 @@
+"""What the table of levels says, beside what `ranks` says of every table of choices."""
+
+import math
+
+import pandas as pd
+
+from rules2ranks import evaluation, tables
+from rules2ranks.findings.ranks import effects
+from rules2ranks.tables import plans
+from rules2ranks.tables.levels import MANY, read
+
+TABLE = "levels"
+#: DarwinLM and the plain evolution that it is tested against, by where they start.
+PAIRS = {"the same share of every part": ("DarwinLM", "evolution")} | {
+    "divergences": ("DarwinLM, from divergences", "evolution, from divergences")
+}
+
+
+def trained_or_not() -> pd.DataFrame:
+    """DarwinLM's loss after recovery against plain evolution's, by (setting, start): shares with interval and p.
+
+    Under the same report seeds, search by search.
+    """
+    plan, frame = plans.read(TABLE), tables.read(TABLE).table
+    rows = {}
+    for setting, part in frame.groupby("setting", sort=False):
+        for start, pair in PAIRS.items():
+            one, other = (effects(part, name, baseline=plan.baseline[setting]) for name in pair)
+            found = evaluation.crossed(one - other)
+            margin = math.log(1 - plan.margin), math.log(1 + plan.margin)
+            rows[setting, start] = [*(math.expm1(x) for x in found[:3]), found.p, found.within(*margin)]
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=["estimate", "low", "high", "p", "equivalence"])
+    found.index = pd.MultiIndex.from_tuples(found.index, names=["setting", "start"])
+    return found
+
+
+def orders() -> pd.DataFrame:
+    """How well a divergence after a share of the schedule foretells the loss after recovery, by (among, share).
+
+    Spearman's ρ with a 95 % interval over the choices, of one setting; `among`: random levels, or neighbours.
+    """
+    judged, report = tables.read(f"{TABLE}_judged").table, tables.read(TABLE).table
+    after = report.groupby(["setting", "allocator", "which"]).loss.mean()
+    rows = {}
+    for (setting, among, share), part in judged.groupby(["setting", "allocator", "share"], sort=False):
+        if among in MANY and len(part) > 3:
+            own = part.set_index("which").kl
+            found = evaluation.correlation(own, after[setting, among][own.index])
+            rows[among, share] = [found.estimate, found.low, found.high, len(part)]
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=["rho", "low", "high", "choices"])
+    found.index = pd.MultiIndex.from_tuples(found.index, names=["among", "share"])
+    return found
+
+
+def as_cut() -> pd.DataFrame:
+    """The choices before any training, means of an allocator's: divergence and loss, by (setting, allocator)."""
+    judged = tables.read(f"{TABLE}_judged").table
+    judged = judged[judged.share == 0]
+    return judged.groupby(["setting", "allocator"], sort=False)[["kl", "loss", "removed"]].mean()
+
+
+def shape(setting: str, allocator: str, which: int | None = None) -> dict[str, int]:
+    """The levels of an allocator's choice, by part; of one search, where there were several."""
+    frame = tables.read(TABLE).table
+    own = frame[(frame.setting == setting) & (frame.allocator == allocator)]
+    own = own if which is None else own[own.which == which]
+    return read(own.levels.iloc[0]).levels
