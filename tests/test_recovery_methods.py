@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from rules2ranks import recovery, stages, training
 from rules2ranks.decoders import linears
-from rules2ranks.recovery.methods import adalora, eva
+from rules2ranks.recovery.methods import ADAPTERS, adalora, eva
 from rules2ranks.recovery.methods.lora import Lora
 from rules2ranks.recovery.wrapping import adapted_matrices
 from rules2ranks.runs import ParameterError
@@ -21,7 +21,7 @@ from rules2ranks.stages import compressing, language_suite, subjects
 from test_recovery import BASES, RANKS, fresh, lora_tensors, ranks_for, row_gpt
 
 TOKENS = torch.randint(1, 50, (12, 9), generator=torch.Generator().manual_seed(3))
-METHODS = list(recovery.METHODS)
+METHODS = [method.name for method in ADAPTERS]
 STEPS = 12
 
 
@@ -173,7 +173,7 @@ def test_a_wrapper_without_config(method, tmp_path):
 @pytest.mark.parametrize(
     ("method", "given", "message"),
     [
-        ("best", {}, f"method must be one of {', '.join(METHODS)}, got 'best'"),
+        ("best", {}, f"method must be one of {', '.join(recovery.METHODS)}, got 'best'"),
         ("pissa", {"ranks": 40}, r"has 32 singular values: pissa cannot start at rank 40"),
         ("eva", {"batches": ()}, "give batches"),
         ("eva", {"loss": None}, "give batches, and the loss"),

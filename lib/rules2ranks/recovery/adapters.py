@@ -10,11 +10,13 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from rules2ranks.decoders import width
 from rules2ranks.models import misfits, read_tensors
 from rules2ranks.quantisation import Packed
+from rules2ranks.recovery import in_place
 from rules2ranks.recovery.method import Given, Method
 from rules2ranks.recovery.methods import METHODS
 from rules2ranks.recovery.methods.lora import Lora
@@ -79,13 +81,15 @@ def merge(adapted: nn.Module) -> nn.Module:
 def save_adapter(adapted: nn.Module, folder: str | Path) -> None:
     """Write the adapter as PEFT does (`adapter_config.json`, `adapter_model.safetensors`): an ordinary LoRA.
 
-    Plain `PeftModel.from_pretrained(pruned_model, folder)` loads it; `load_adapter` also checks that it fits.
+    Plain `PeftModel.from_pretrained(pruned_model, folder)` loads it; `load_adapter` also checks that it fits, and alone
+    reads the `correction.safetensors` of a method that trains weights in place.
     """
     method_of(adapted).save(adapted, folder)
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
-    """Put a saved LoRA on `model` (changed in place), frozen, after checking every name and shape.
+def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Put a saved LoRA on `model` (changed in place), frozen, after checking every name and shape; the correction of a
+    method that trains weights in place is in the weights then.
 
     Raises:
         ValueError: files missing or damaged, not LoRA, a model with an adapter already, or anything that does not fit:
@@ -93,6 +97,10 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     """
     _check_plain(model)
     folder = Path(folder)
+    if (folder / in_place.CORRECTION).is_file():
+        corrected, method = in_place.load(model, folder)
+        corrected.recovery_method = method
+        return corrected
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: expected a folder in PEFT's format with safetensors")
@@ -109,7 +117,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
 
 
 def _check_plain(model: nn.Module) -> None:
-    if any(isinstance(module, LoraLayer) for module in model.modules()):
+    if any(isinstance(module, LoraLayer) or parametrize.is_parametrized(module) for module in model.modules()):
         raise ValueError("the model has an adapter already: merge it first")
 
 

@@ -67,7 +67,7 @@ def export(recovered: Mapping[str, Any] | Recovery, folder: str | Path, merged: 
     pruning.save_pruned(_frozen(recovered) if apart else recovered_model(recovered), beside)
     if apart:
         (beside / ADAPTER).mkdir()
-        for file in result.folder.glob("adapter_*"):
+        for file in (*result.folder.glob("adapter_*"), *result.folder.glob("correction.safetensors")):
             shutil.copyfile(file, beside / ADAPTER / file.name)
     for file in checkpoints.tokenizer_files(checkpoints.find(base.model)):
         shutil.copyfile(file, beside / file.name)
@@ -124,9 +124,9 @@ How it was made:
 
 
 def _readme(recovered: Recovery, scores: Mapping[str, Any], apart: bool) -> str:
-    where = f"which lies in the folder {ADAPTER}" if apart else "which is merged into the weights"
+    where = f"lies in the folder {ADAPTER}" if apart else "is in the weights"
     steps = [f"{len(recovered.bits)} matrices put into few bits"] if recovered.bits else []
-    steps += [f"recovered with LoRA, {where}"] if recovered.ranks else []
+    steps += [f"recovered ({recovered.method}; what that adds {where})"] if recovered.ranks else []
     return _README.format(
         name=Path(recovered.pruned.base.model).name,
         ratio=1 - pruned_shapes(recovered.pruned).parameters / subject(recovered.base).shapes.parameters,

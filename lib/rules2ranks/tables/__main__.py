@@ -29,6 +29,8 @@ MAKERS: dict[str, Maker] = {
     "mixed_bits": ranks.mixed_bits,
     "bits_and_ranks": ranks.bits_and_ranks,
     "levels": levels.levels,
+    "mending_rates": recoveries.mending_rates,
+    "mendings": recoveries.mendings,
 }
 ON_REQUEST: dict[str, Maker] = {"language_suite": language_suite.language_suite}
 

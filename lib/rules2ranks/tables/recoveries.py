@@ -32,11 +32,11 @@ class Grid(runs.Params):
 class Scratch(runs.Params):
     """How a new model of a pruned shape is trained: on as many examples as the unpruned one and a recovery together."""
 
-    prunings: list[str]
-    steps: Steps
-    batch: Size
+    prunings: list[str] = Field(default_factory=list)
+    steps: Steps = BUDGET
+    batch: Size = 28
     rates: list[Rate] = Field(default_factory=list)
-    seeds: list[Seed]
+    seeds: list[Seed] = Field(default_factory=list)
 
 
 class RateTable(runs.Params):
@@ -46,7 +46,7 @@ class RateTable(runs.Params):
     ways: Annotated[dict[Way, Grid], Field(min_length=1)]
     rank: Rank
     seeds: list[Seed]
-    scratch: Scratch
+    scratch: Scratch = Scratch()
 
 
 class RecoveryTable(runs.Params):
@@ -56,7 +56,7 @@ class RecoveryTable(runs.Params):
     ways: list[Way]
     rank: Rank
     seeds: list[Seed]
-    scratch: Scratch
+    scratch: Scratch = Scratch()
 
 
 def recovery_rates(settings: RateTable, workers: int) -> tuple[dict[str, Rows], float]:
@@ -64,6 +64,15 @@ def recovery_rates(settings: RateTable, workers: int) -> tuple[dict[str, Rows], 
 
     A row a run: `setting`, `way`, `lr`, `steps`, `seed` and the scores.
     """
+    return _rates("recovery_rates", settings, workers)
+
+
+def mending_rates(settings: RateTable, workers: int) -> tuple[dict[str, Rows], float]:
+    """The same for methods that train weights in place, beside LoRA and all weights."""
+    return _rates("mending_rates", settings, workers)
+
+
+def _rates(table: str, settings: RateTable, workers: int) -> tuple[dict[str, Rows], float]:
     measure(stage_jobs("prune", list(settings.prunings.values())), workers, "pruning")
     rows = [
         {"setting": name, "way": way, "lr": lr, "steps": steps, "seed": seed}
@@ -78,7 +87,7 @@ def recovery_rates(settings: RateTable, workers: int) -> tuple[dict[str, Rows], 
     results = measure(_jobs(rows, settings), workers, "rates")
     rows = [row | {name: r.metrics[name] for name in SEARCH} for row, r in zip(rows, results, strict=True)]
     alone = [{"setting": name, "way": ALONE, **pruned_only(pruned)} for name, pruned in settings.prunings.items()]
-    return {"recovery_rates": alone + rows}, seconds_of(results)
+    return {table: alone + rows}, seconds_of(results)
 
 
 def pruned_only(pruned: Pruning) -> dict[str, float]:
@@ -104,19 +113,28 @@ def recoveries(settings: RecoveryTable, workers: int) -> tuple[dict[str, Rows], 
 
     A row a run: `setting`, `way`, `lr`, `steps`, `seed` and the scores.
     """
-    tuned = read("recovery_rates").table
-    rows = []
+    return _at_best("recoveries", "recovery_rates", settings, workers)
+
+
+def mendings(settings: RecoveryTable, workers: int) -> tuple[dict[str, Rows], float]:
+    """The same for methods that train weights in place, each at its best in `mending_rates`."""
+    return _at_best("mendings", "mending_rates", settings, workers)
+
+
+def _at_best(table: str, rates: str, settings: RecoveryTable, workers: int) -> tuple[dict[str, Rows], float]:
+    tuned, rows = read(rates).table, []
     for name in settings.prunings:
         for way in settings.ways:
             lr, steps = best(tuned, name, way)
             rows += [{"setting": name, "way": way, "lr": lr, "steps": steps, "seed": seed} for seed in settings.seeds]
-    rows += _new(settings.scratch, best(tuned, "", SCRATCH)[0])
+    if settings.scratch.prunings:
+        rows += _new(settings.scratch, best(tuned, "", SCRATCH)[0])
     results = measure(_jobs(rows, settings), workers, "recoveries")
     rows = [row | {name: r.metrics[name] for name in REPORT} for row, r in zip(rows, results, strict=True)]
     for name, pruned in settings.prunings.items():
         after = prune(pruned).metrics["after"]
         rows.append({"setting": name, "way": ALONE, "loss": after["loss"], "accuracy": after["accuracy"]})
-    return {"recoveries": rows}, seconds_of(results)
+    return {table: rows}, seconds_of(results)
 
 
 def _new(scratch: Scratch, lr: float) -> Rows:

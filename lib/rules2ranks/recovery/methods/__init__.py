@@ -2,9 +2,14 @@
 
 from rules2ranks.recovery.method import Method
 from rules2ranks.recovery.methods.adalora import AdaLora
+from rules2ranks.recovery.methods.dsee import DSEE
 from rules2ranks.recovery.methods.eva import Eva
 from rules2ranks.recovery.methods.loftq import CLoQ, LoftQ
 from rules2ranks.recovery.methods.lora import Lora
+from rules2ranks.recovery.methods.parts import FPF, HFT, BitFit
 from rules2ranks.recovery.methods.pissa import Pissa
+from rules2ranks.recovery.methods.s2ft import S2FT
 
-METHODS: dict[str, Method] = {method.name: method for method in (Lora(), Pissa(), Eva(), AdaLora(), LoftQ(), CLoQ())}
+ADAPTERS = (Lora(), Pissa(), Eva(), AdaLora(), LoftQ(), CLoQ())
+IN_PLACE = (S2FT(), DSEE(), HFT(), BitFit(), FPF())
+METHODS: dict[str, Method] = {method.name: method for method in (*ADAPTERS, *IN_PLACE)}
