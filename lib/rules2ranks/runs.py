@@ -116,7 +116,8 @@ class OfFiles(Params):
 def _explain(model: type[Params], item: Mapping[str, Any]) -> str:
     own = inspect.get_annotations(model)  # what it says itself stands before what it inherits
     allowed = sorted(model.model_fields, key=lambda name: name not in own)
-    name = ".".join(str(part) for part in item["loc"])
+    # A name in brackets is a way of saying the same parameter, not one that was given.
+    name = ".".join(str(part) for part in item["loc"] if not str(part).startswith("("))
     if not name:  # parameters that do not go together
         return f"{item['msg'].removeprefix('Value error, ')}."
     if item["type"] == "extra_forbidden":

@@ -52,13 +52,13 @@ class Pruning(runs.Params):
 def _way(pruned: Any) -> str:
     """Which way of pruning is meant: only its own mistakes are then told."""
     by_levels = "levels" in pruned if isinstance(pruned, Mapping) else isinstance(pruned, Cut)
-    return "levels" if by_levels else "ratio"
+    return "(levels)" if by_levels else "(ratio)"
 
 
 #: What is recovered: a share removed by importance, or levels of a database.
 Pruned = Annotated[
-    Annotated[Pruning, BeforeValidator(Pruning.nested), Tag("ratio")]
-    | Annotated[Cut, BeforeValidator(Cut.nested), Tag("levels")],
+    Annotated[Pruning, BeforeValidator(Pruning.nested), Tag("(ratio)")]
+    | Annotated[Cut, BeforeValidator(Cut.nested), Tag("(levels)")],
     Discriminator(_way),
 ]
 
