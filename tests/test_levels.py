@@ -175,6 +175,18 @@ def test_a_search_goes_on_and_is_the_same():
     assert found.chosen.scores == min(trial.scores for trial in found.trials)
 
 
+def test_a_front_of_bytes_and_divergence_without_any_training(monkeypatch):
+    asked = problem(front=True, trained=0, fill=0, ratio=0.01).question
+    monkeypatch.setattr(shapes, "_trained", lambda *given: pytest.fail("something is trained"))
+    found = shapes.search(asked, search.NSGA2(population=3), limit=5)
+    assert len(found.trials) == 5
+    for trial in found.trials:
+        choice = problem(fill=0, ratio=0.01).space.configuration(trial.point)
+        left = subjects.subject("language").shapes.cut(choice.levels)
+        assert trial.scores[1] == left.parameters * left.itemsize
+    assert found.front
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

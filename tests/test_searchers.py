@@ -12,6 +12,7 @@ import pytest
 
 from rank_spaces import EIGHT, TINY, every_point, of_ranks, ranks
 from rules2ranks.search import (
+    GP,
     NSGA2,
     SEARCHERS,
     TPE,
@@ -140,7 +141,7 @@ def test_a_search_goes_on_where_it_was(name, done):
     ]
 
 
-@pytest.mark.parametrize("name", ["TPE", "NSGA-II", "random search"])
+@pytest.mark.parametrize("name", ["TPE", "NSGA-II", "GP", "random search"])
 def test_several_scores_have_a_front(name):
     found = search(EIGHT, both, name, limit=14, seed=1)
     assert len(found.trials) == len({trial.point for trial in found.trials}) == 14
@@ -154,7 +155,7 @@ def test_several_scores_have_a_front(name):
         _ = found.chosen
 
 
-@pytest.mark.parametrize("searcher", [TPE(startup=4), NSGA2(population=4)])
+@pytest.mark.parametrize("searcher", [TPE(startup=4), NSGA2(population=4), GP(startup=4)])
 def test_samplers_learn_without_a_word(searcher, capfd):
     # A mean over two seeds, of what is measured after the random start.
     with warnings.catch_warnings():

@@ -7,8 +7,9 @@
 
 Nothing here trains. Ranks come as one number for all decoder layers, as one per layer (RankAdaptor, arXiv 2406.15734,
 section 3: shared by the matrices of a layer), or as one per matrix by name; rank 0 leaves the matrix out. `METHODS` are
-those that there are, `Method` says how one is added. Whatever it was trained as, a saved adapter of these is an
-ordinary LoRA for the model that it was put on.
+those that there are, `Method` says how one is added. Whatever it was trained as, a saved adapter of LoRA's kin is an
+ordinary LoRA for the model that it was put on. Methods that train weights in place (`in_place`) have a file of their
+own.
 """
 
 from rules2ranks.recovery.adapters import add_adapter, load_adapter, merge, method_of, save_adapter

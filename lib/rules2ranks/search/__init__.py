@@ -11,7 +11,7 @@ from rules2ranks.search.searcher import SEARCHERS, Searcher
 from rules2ranks.search.searchers.additive import AdditiveModel
 from rules2ranks.search.searchers.auto_qra import AutoQRA
 from rules2ranks.search.searchers.darwin_lm import DarwinLM
-from rules2ranks.search.searchers.optuna import NSGA2, TPE
+from rules2ranks.search.searchers.optuna import GP, NSGA2, TPE
 from rules2ranks.search.searchers.rank_adaptor import PerformanceModel, RankAdaptor
 from rules2ranks.search.space import FILL, Knob, Option, Point, Space
 from rules2ranks.search.spaces import GRID, byte_space, level_space, rank_space
@@ -20,6 +20,7 @@ from rules2ranks.search.trials import Proposal, Search, Trial, pareto
 
 __all__ = [
     "FILL",
+    "GP",
     "GRID",
     "NSGA2",
     "SEARCHERS",

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from rules2ranks import pruning, recovery, runs, training
 from rules2ranks import search as searching
-from rules2ranks.configuration import Configuration
+from rules2ranks.configuration import Configuration, memory
 from rules2ranks.runs import stage
 from rules2ranks.search import Point, Search, Searcher, Space, Trial
 from rules2ranks.search.searchers.darwin_lm import Switches, even
@@ -84,7 +84,8 @@ class Question(runs.Params):
 
     `flops` is a second budget: the share of the decoder layers' operations that goes. `protect` counts the layers that
     stay whole at the beginning and at the end. `recover` and `rank` are the training after which is judged, on
-    `judged` examples; `fill` is the least share of the parameters that stay.
+    `judged` examples; `fill` is the least share of the parameters that stay. A whole measurement of a searcher is taken
+    after the share `trained` of the schedule (0: as it is cut); `front` makes the bytes of the model a second score.
     """
 
     database: Levels = Field(default_factory=Levels)
@@ -95,6 +96,8 @@ class Question(runs.Params):
     recover: HowRecovered = HowRecovered()
     judged: Size = 128
     fill: Annotated[float, Field(ge=0, le=1)] = searching.FILL
+    trained: Annotated[float, Field(ge=0, le=1)] = 1.0
+    front: bool = False
 
     @model_validator(mode="after")
     def _fits(self):
@@ -140,6 +143,10 @@ class Problem:
     def cut(self, choice: Configuration) -> Cut:
         """A choice of levels as what `recover` takes."""
         return Cut(database=self.question.database, levels=choice.levels)
+
+    def memory(self, choice: Configuration) -> int:
+        """Bytes of the model that is left."""
+        return memory(choice, subject(self.question.database.base).shapes)
 
     def score(self, choice: Configuration, seed: int = 0, fidelity: float = 0.0) -> float:
         """The divergence after this share of the schedule, under this seed: see `Question.judging`."""
@@ -193,8 +200,9 @@ def search(
     """
     problem = Problem(question)
 
-    def measure(configuration: Configuration, fidelity: float) -> float:
-        return problem.score(configuration, seed, fidelity)
+    def measure(configuration: Configuration, fidelity: float) -> tuple[float, ...]:
+        kl = problem.score(configuration, seed, question.trained * fidelity)
+        return (kl, float(problem.memory(configuration))) if question.front else (kl,)
 
     with training.reproducible(seed):
         return searching.search(
