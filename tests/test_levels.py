@@ -175,6 +175,64 @@ def test_a_search_goes_on_and_is_the_same():
     assert found.chosen.scores == min(trial.scores for trial in found.trials)
 
 
+TOGETHER = {"memory": 230_000, "bits": [3, 4, 8], "grid": [0, 2], "recover": SHORT | {"method": "loftq"}, "fill": 0.95}
+
+
+def test_levels_bits_and_ranks_within_the_bytes_that_an_export_takes():
+    given = problem(**TOGETHER)
+    for choice in given.control("random levels", 3):
+        assert 0.95 * 230_000 <= given.memory(choice) <= 230_000
+        found = stages.recover(given.recovery(choice, 3))
+        assert found.metrics["search_loss"] == given.score(choice, 3, 1.0)
+        assert set(found.params["bits"].values()) <= {3, 4, 8} and set(found.params["ranks"].values()) <= {2}
+        assert (
+            given.score(choice, 3)
+            == stages.recover(
+                pruned=given.cut(choice).model_dump(mode="json"), bits=choice.bits, ranks=0, **TOGETHER["recover"]
+            ).metrics["search_loss"]
+        )
+
+
+def test_the_simplest_choice_within_bytes_is_the_best_pair_of_bits_and_rank():
+    given = problem(**TOGETHER)
+    (point,) = shapes.CONTROLS["alike"](given, 1, 0)
+    (pair,) = {option[1:] for option in given.space.options(point)[1:]} - {(16, 0)}
+    scores = {}
+    for each in itertools.product([3, 4, 8], [0, 2]):
+        if (other := given.alike(*each)) is not None:
+            assert {option[1:] for option in given.space.options(other)[1:]} <= {each, (16, 0)}
+            choice = given.space.configuration(other)
+            scores[each] = sum(given.score(choice, seed, 1.0) for seed in shapes.ALIKE_SEEDS)
+    assert pair == min(scores, key=scores.get)
+    # Fewer bits leave room for more of the model.
+    kept = {bits: given.space.configuration(given.alike(bits, 2)) for bits in (3, 8)}
+    whole = subjects.subject("language").shapes
+    assert whole.cut(kept[3].levels).parameters > whole.cut(kept[8].levels).parameters
+
+
+def test_a_step_moves_the_level_the_bits_or_the_rank():
+    space = problem(**TOGETHER).space
+    (start,) = search.random(space, 1, seed=0)
+    fields = set()
+    for child in Switches(space).children(start, 30, generator(0)):
+        assert space.fills(child)
+        for knob, one, other in zip(space.knobs, start, child, strict=True):
+            fields |= {k for k, (a, b) in enumerate(zip(knob.options[one], knob.options[other], strict=True)) if a != b}
+    assert fields == {0, 1, 2}
+
+
+def test_settled_levels_leave_bits_and_ranks_to_search():
+    given = problem(**TOGETHER)
+    (point,) = shapes.CONTROLS["alike"](given, 1, 0)
+    levels = given.space.configuration(point).levels
+    settled = problem(**TOGETHER, levels=levels)
+    assert settled.space.contains(settled.space.point(given.space.configuration(point)))
+    for choice in settled.control("random levels", 3):
+        assert choice.levels == levels
+    with pytest.raises(ParameterError, match="has no level 7 in the database"):
+        problem(**TOGETHER, levels={"model.layers.1.mlp": 7})
+
+
 def test_a_front_of_bytes_and_divergence_without_any_training(monkeypatch):
     asked = problem(front=True, trained=0, fill=0, ratio=0.01).question
     monkeypatch.setattr(shapes, "_trained", lambda *given: pytest.fail("something is trained"))
@@ -194,6 +252,8 @@ def test_a_front_of_bytes_and_divergence_without_any_training(monkeypatch):
         ({"ratio": 1.0}, "less than 1"),
         ({"database": {"steps": 0}}, "database"),
         ({"databse": {}}, "did you mean 'database'"),
+        ({"bits": [4]}, "give memory"),
+        ({"memory": 10**6}, "give grid"),
     ],
 )
 def test_questions_that_make_no_sense_are_refused(change, said):

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from rules2ranks import stages, tables
 from rules2ranks.runs import ParameterError, Result
-from rules2ranks.stages import inspecting, learning, subjects, transfer
+from rules2ranks.stages import inspecting, learning, shapes, subjects, transfer
 from rules2ranks.tables import __main__ as command
 from rules2ranks.tables import compression, edge, language_suite, levels, many, plans, ranks, recoveries
 from rules2ranks.tasks import chess
@@ -282,6 +282,24 @@ LEVELS = {
     "report_seeds": [7, 8],
     "few_seeds": [8],
 }
+#: Levels, bits and ranks within bytes.
+JOINT = LEVELS | {
+    "settings": {"half at 4 bits": {"memory": 230_000}},
+    "bits": [3, 4, 8],
+    "grid": [0, 2],
+    "fill": 0.95,
+    "recover": TOGETHER["recover"],
+    "slices": {},
+    "controls": ["alike"],
+    "variants": {
+        "joint": {"searcher": "DarwinLM", "offspring": 1, "survivors": [1], "shares": [0.5], "start": "alike"},
+        "in turn": {"searcher": "bits, then ranks", "settled": "alike"},
+    },
+    "limit": 8,
+    "rates": [1e-3],
+    "report_seeds": [7],
+    "few_seeds": [],
+}
 ALL = {
     "edge_of_chaos": CHAOS,
     "edge_ablations": ABLATIONS,
@@ -291,6 +309,7 @@ ALL = {
     "mixed_bits": BITS,
     "bits_and_ranks": TOGETHER,
     "levels": LEVELS,
+    "joint": JOINT,
     "recovery_rates": {
         "prunings": {"50 %": RANKS["pruned"]},
         "rank": 2,
@@ -392,6 +411,28 @@ def test_what_a_search_for_levels_found_is_recovered_at_its_better_rate(make):
     ]  # fmt: skip
     assert judged[judged.share > 0].allocator.tolist() == ["random levels"] * 2
     assert report.removed.between(0.5, 0.52).all()
+
+
+@pytest.mark.slow
+def test_levels_bits_and_ranks_are_within_the_bytes_and_what_is_settled_stays(make):
+    (report, _), (searched, _) = make(["joint"], ["joint", "joint_search"])
+    assert report.memory.between(0.95 * 230_000, 230_000).all()
+    chosen = {row.allocator: levels_of(row.levels) for row in report.itertuples()}
+    assert chosen["in turn"] == chosen["alike"]
+    own = searched[searched.allocator == "in turn"]
+    assert all(levels_of(text) == chosen["alike"] for text in own.levels)
+    assert len({levels_of(text) for text in searched[searched.allocator == "joint"].levels}) > 1
+    problem = shapes.Problem(command.checked("joint", JOINT).settings["half at 4 bits"])
+    last = report.iloc[-1]
+    choice = levels.read(last.levels, problem.space)
+    assert levels.written(choice, problem.space) == last.levels
+    again = made("recover", **problem.recovery(choice, 7).but(lr=last.lr).model_dump(mode="json"))
+    assert again.metrics["loss"] == last.loss
+
+
+def levels_of(text: str) -> tuple[str, ...]:
+    """Which parts lose how much, whatever the bits and ranks of what is left."""
+    return tuple(part.split(":")[0] for part in text.split() if "=0:" not in part)
 
 
 @pytest.mark.slow

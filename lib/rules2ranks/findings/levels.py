@@ -1,6 +1,7 @@
 """What the table of levels says, beside what `ranks` says of every table of choices."""
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -9,7 +10,7 @@ from rules2ranks.findings.ranks import effects
 from rules2ranks.tables import plans
 from rules2ranks.tables.levels import MANY, read
 
-TABLE = "levels"
+TABLE, JOINT = "levels", "joint"
 #: DarwinLM and the plain evolution that it is tested against, by where they start.
 PAIRS = {"the same share of every part": ("DarwinLM", "evolution")} | {
     "divergences": ("DarwinLM, from divergences", "evolution, from divergences")
@@ -17,20 +18,29 @@ PAIRS = {"the same share of every part": ("DarwinLM", "evolution")} | {
 
 
 def trained_or_not() -> pd.DataFrame:
-    """DarwinLM's loss after recovery against plain evolution's, by (setting, start): shares with interval and p.
+    """DarwinLM's loss after recovery against plain evolution's, by (setting, start): see `_paired`."""
+    return _paired(TABLE, PAIRS).rename_axis(["setting", "start"])
 
-    Under the same report seeds, search by search.
+
+def joint_or_in_turn() -> pd.DataFrame:
+    """Levels, bits and ranks all at once against one after the other, by setting: see `_paired`."""
+    return _paired(JOINT, {"": ("joint", "in turn")}).droplevel(1).rename_axis("setting")
+
+
+def _paired(table: str, pairs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """By which share the loss of the first of each pair is higher, with interval, p and p of equivalence.
+
+    Under the same report seeds, search by search; not corrected.
     """
-    plan, frame = plans.read(TABLE), tables.read(TABLE).table
-    rows = {}
+    plan, frame = plans.read(table), tables.read(table).table
+    margin, rows = (math.log(1 - plan.margin), math.log(1 + plan.margin)), {}
     for setting, part in frame.groupby("setting", sort=False):
-        for start, pair in PAIRS.items():
-            one, other = (effects(part, name, baseline=plan.baseline[setting]) for name in pair)
+        for name, pair in pairs.items():
+            one, other = (effects(part, each, baseline=plan.baseline[setting]) for each in pair)
             found = evaluation.crossed(one - other)
-            margin = math.log(1 - plan.margin), math.log(1 + plan.margin)
-            rows[setting, start] = [*(math.expm1(x) for x in found[:3]), found.p, found.within(*margin)]
+            rows[setting, name] = [*(math.expm1(x) for x in found[:3]), found.p, found.within(*margin)]
     found = pd.DataFrame.from_dict(rows, orient="index", columns=["estimate", "low", "high", "p", "equivalence"])
-    found.index = pd.MultiIndex.from_tuples(found.index, names=["setting", "start"])
+    found.index = pd.MultiIndex.from_tuples(found.index)
     return found
 
 

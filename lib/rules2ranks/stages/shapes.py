@@ -5,27 +5,39 @@ stage `judge`.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from rules2ranks import pruning, recovery, runs, training
 from rules2ranks import search as searching
-from rules2ranks.configuration import Configuration, memory
+from rules2ranks.configuration import Bits, Configuration, Level, memory
 from rules2ranks.runs import stage
 from rules2ranks.search import Point, Search, Searcher, Space, Trial
 from rules2ranks.search.searchers.darwin_lm import Switches, even
 from rules2ranks.search.space import generator
-from rules2ranks.stages.compressing import HowRecovered, MatrixRank, Protect, Pruned, batches_of, load_pruned
+from rules2ranks.stages.compressing import (
+    HowRecovered,
+    MatrixRank,
+    Protect,
+    Pruned,
+    Recovery,
+    batches_of,
+    load_pruned,
+    recover,
+)
 from rules2ranks.stages.cutting import Cut, Levels, levels
 from rules2ranks.stages.learning import draw_seed
 from rules2ranks.stages.ranges import Seed, Share, Size
 from rules2ranks.stages.subjects import Batch, subject
 
+#: Under which the choices that treat all parts alike are compared.
+ALIKE_SEEDS = (0, 1)
 #: The stream of seeds from which the examples come that a search judges by: none that training draws.
 JUDGED = 3
 
@@ -86,6 +98,10 @@ class Question(runs.Params):
     stay whole at the beginning and at the end. `recover` and `rank` are the training after which is judged, on
     `judged` examples; `fill` is the least share of the parameters that stay. A whole measurement of a searcher is taken
     after the share `trained` of the schedule (0: as it is cut); `front` makes the bytes of the model a second score.
+
+    With `memory`, the bytes of the whole model and its adapters, in place of `ratio`: which levels, which of `bits` and
+    which ranks of `grid`, all at once, or at `levels` that are settled? Choices are judged then by their loss on the
+    search's examples after the recovery that `recover` says.
     """
 
     database: Levels = Field(default_factory=Levels)
@@ -98,11 +114,21 @@ class Question(runs.Params):
     fill: Annotated[float, Field(ge=0, le=1)] = searching.FILL
     trained: Annotated[float, Field(ge=0, le=1)] = 1.0
     front: bool = False
+    memory: Annotated[int, Field(ge=1)] | None = None
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1)] = (16,)
+    grid: tuple[MatrixRank, ...] = ()
+    levels: dict[str, Level] | None = None
 
     @model_validator(mode="after")
-    def _fits(self):
-        if self.recover.method not in ("lora", "pissa"):
+    def _fits(self) -> Self:
+        if self.memory is None and (self.bits != (16,) or self.grid or self.levels is not None):
+            raise ValueError("bits, ranks and settled levels are for a budget of bytes: give memory")
+        if self.memory is None and self.recover.method not in ("lora", "pissa"):
             raise ValueError(f"judged is after LoRA or PiSSA, which need no other data: got {self.recover.method}")
+        if self.levels is not None:
+            Cut.check({"database": self.database, "levels": self.levels})
+        if self.memory is not None and not self.grid:
+            raise ValueError("within a budget of bytes ranks are chosen: give grid")
         return self
 
     def judging(self, pruned: Pruned, seed: int = 0, fidelity: float = 0.0) -> Judging:
@@ -124,32 +150,46 @@ class Problem:
 
     @cached_property
     def space(self) -> Space:
-        """The choices, by the bytes of the model."""
+        """The choices, by the bytes of the model, with its adapters where their ranks are chosen."""
         asked, shapes = self.question, subject(self.question.database.base).shapes
         parts = self._database.parts
         first, last = asked.protect
         number = len(shapes.layers)
         fixed = [name for name, part in parts.items() if not first <= part.layer < number - last]
         flops = 2 * sum(matrix.numbers for matrix in shapes.matrices.values())
+        settled = asked.levels
         return searching.level_space(
             shapes,
-            {name: self._database.levels(name) for name in parts},
-            round((1 - asked.ratio) * shapes.parameters) * shapes.itemsize,
+            {name: self._database.levels(name) if settled is None else [settled.get(name, 0)] for name in parts},
+            asked.memory or round((1 - asked.ratio) * shapes.parameters) * shapes.itemsize,
             flops=None if asked.flops is None else round((1 - asked.flops) * flops),
+            bits=asked.bits,
+            ranks=asked.grid or (0,),
             fixed=fixed,
+            group=asked.recover.group,
             fill=asked.fill,
         )
+
+    def recovery(self, choice: Configuration, seed: int, fidelity: float = 1.0) -> Recovery:
+        """One recovery of a choice, or the beginning of it; at fidelity 0 no adapter is put on."""
+        asked = self.question
+        ranks = {} if not fidelity else asked.rank if asked.memory is None else choice.ranks
+        stop = max(1, round((fidelity or 1.0) * asked.recover.steps))
+        how = {"ranks": ranks, "bits": choice.bits, "stop": stop, "seed": seed if fidelity else 0}
+        return Recovery(**dict(asked.recover), pruned=self.cut(choice), **how)
 
     def cut(self, choice: Configuration) -> Cut:
         """A choice of levels as what `recover` takes."""
         return Cut(database=self.question.database, levels=choice.levels)
 
     def memory(self, choice: Configuration) -> int:
-        """Bytes of the model that is left."""
-        return memory(choice, subject(self.question.database.base).shapes)
+        """Bytes of the model that is left, with its adapters where their ranks are chosen."""
+        return memory(choice, subject(self.question.database.base).shapes, self.question.recover.group)
 
     def score(self, choice: Configuration, seed: int = 0, fidelity: float = 0.0) -> float:
-        """The divergence after this share of the schedule, under this seed: see `Question.judging`."""
+        """What a search wants low after this share of the schedule, under this seed: see `Question`."""
+        if self.question.memory is not None:
+            return recover(self.recovery(choice, seed, fidelity)).metrics["search_loss"]
         return judge(self.question.judging(self.cut(choice), seed, fidelity)).metrics["kl"]
 
     def control(self, kind: str, number: int = 1, seed: int = 0) -> list[Configuration]:
@@ -165,7 +205,42 @@ class Problem:
         return self._database.parts[part].errors[level]
 
     def _divergence(self, part: str, level: int) -> float:
-        return self.score(Configuration(levels={part: level}))
+        cut = self.cut(Configuration(levels={part: level}))
+        return judge(self.question.judging(cut)).metrics["kl"]
+
+    def alike(self, bits: int, rank: int) -> Point | None:
+        """The levels whose divergences add up to the least where all that is left has these bits and this rank.
+
+        None where these fit no budget.
+        """
+        never = -1e6
+        values = []
+        for knob in self.space.knobs[1:]:
+            (part,), alone = knob.parts, len(knob.options) == 1
+            gone = len(self._database.parts[part].order)
+            may = [alone or each.level == gone or each[1:] == (bits, rank) for each in knob.options]
+            values.append([
+                -self._divergence(part, each.level) if here else never
+                for each, here in zip(knob.options, may, strict=True)
+            ])  # fmt: skip
+        try:
+            point = self.space.best([[0.0], *values])
+        except ValueError:
+            return None
+        return None if any(row[place] == never for row, place in zip(values, point[1:], strict=True)) else point
+
+
+def _alike(problem: Problem, number: int, seed: int) -> list[Point]:
+    """The best pair of bits and rank for all by the search's examples: as simple a choice as there is, and tuned."""
+    pairs = list(itertools.product(problem.question.bits, problem.question.grid or (0,)))
+    fit = [point for pair in pairs if (point := problem.alike(*pair)) is not None]
+    if not fit:
+        raise ValueError(f"no bits and rank for all parts fill the budget of bytes: tried (bits, rank) {pairs}")
+
+    def mean_score(point: Point) -> float:
+        return sum(problem.score(problem.space.configuration(point), each, 1.0) for each in ALIKE_SEEDS)
+
+    return [min(fit, key=mean_score)] if len(fit) > 1 else fit
 
 
 def _neighbours(problem: Problem, number: int, seed: int) -> list[Point]:
@@ -174,13 +249,15 @@ def _neighbours(problem: Problem, number: int, seed: int) -> list[Point]:
 
 
 #: Who chooses levels without a search: the same share of every part; the least output errors, or divergences of single
-#: parts, added up; chance; and a switch or more from the one before.
+#: parts, added up; chance; a switch or more from the one before; and, within bytes, added up at the same bits and rank
+#: for all.
 CONTROLS: dict[str, Callable[[Problem, int, int], Sequence[Point]]] = {
     "even": lambda problem, number, seed: [even(problem.space)],
     "errors": lambda problem, number, seed: problem._added_up(problem._error),
     "divergences": lambda problem, number, seed: problem._added_up(problem._divergence),
     "random levels": lambda problem, number, seed: searching.random(problem.space, number, seed),
     "neighbours": _neighbours,
+    "alike": _alike,
 }
 
 
@@ -193,7 +270,7 @@ def search(
     known: Sequence[Trial] = (),
     progress: Callable[[Trial], None] | None = None,
 ) -> Search:
-    """A search for the levels of a model; measurements are results of `judge` at `seed`.
+    """A search for the levels of a model; measurements are results of `judge`, or of `recover`, at `seed`.
 
     Raises:
         ValueError: as `search.search`.

@@ -29,6 +29,7 @@ MAKERS: dict[str, Maker] = {
     "mixed_bits": ranks.mixed_bits,
     "bits_and_ranks": ranks.bits_and_ranks,
     "levels": levels.levels,
+    "joint": levels.joint,
     "mending_rates": recoveries.mending_rates,
     "mendings": recoveries.mendings,
 }

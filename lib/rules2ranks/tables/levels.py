@@ -24,9 +24,9 @@ class Setting(Question):
 
     `slices` are prunings by importance, without a database, by their name in the table. `controls` are of
     `shapes.CONTROLS`; `many` of the random ones and neighbours, reported under `few_seeds`, and judged after each share
-    of `shares`. `variants` are searchers with settings of their own: `searcher`, `start` (a control), `spent` (of
-    `limit`, before the search begins), and what is other. Each choice is recovered at the rate that has the lowest mean
-    loss on the search's examples under `rate_seeds`.
+    of `shares`. `variants` are searchers with settings of their own: `searcher`, `start` (a control), `settled` (a
+    control, whose levels stay), `spent` (of `limit`, before the search begins), and what is other. Each choice is
+    recovered at the rate that has the lowest mean loss on the search's examples under `rate_seeds`.
     """
 
     slices: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -62,8 +62,9 @@ class Setting(Question):
         """The variant of that name; where it has a start, that of this problem."""
         own = {key: value for key, value in self.variants[name].items() if key != "spent"}
         kind, start = search.SEARCHERS[own.pop("searcher")], own.pop("start", None)
-        if start is not None and start not in shapes.CONTROLS:
-            raise KeyError(f"no control {start}")
+        for each in (start, own.pop("settled", None)):
+            if each is not None and each not in shapes.CONTROLS:
+                raise KeyError(f"no control {each}")
         if start is not None and problem is not None:
             own["start"] = shapes.CONTROLS[start](problem, 1, 0)[0]
         return kind(**own)
@@ -82,12 +83,16 @@ class LevelTable(runs.Params):
 
 
 class Chosen(NamedTuple):
-    """What is recovered, who chose it, and with which search seed or as which of several."""
+    """What is recovered, who chose it, with which search seed or as which of several; and the choice, if there is one,
+    with its bits and ranks, also as the table holds it.
+    """
 
     setting: str
     allocator: str
     which: int | None
     pruned: Pruned
+    choice: Configuration = Configuration()
+    text: str | None = None
 
 
 def levels(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
@@ -96,6 +101,15 @@ def levels(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
     Tables: `levels` (a row a choice and report seed), `levels_search` (a row a judging of a search), `levels_judged` (a
     row a choice as it is cut, at share 0, and a judging of the many after each share of the schedule).
     """
+    return _table("levels", settings, workers)
+
+
+def joint(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
+    """The same of levels, bits and ranks within bytes: all at once, or one after the other."""
+    return _table("joint", settings, workers)
+
+
+def _table(table: str, settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
     asked = settings.settings
     _prepare(asked, workers)
     history = _searched(asked, workers)
@@ -107,15 +121,15 @@ def levels(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
         for each, tuning in zip(chosen, tuned, strict=True)
         for seed in (asked[each.setting].few_seeds if each.allocator in MANY else asked[each.setting].report_seeds)
     ]
-    recoveries = [_recovery(each.pruned, asked[each.setting], lr, seed) for each, (lr, _), seed in jobs]
+    recoveries = [_recovery(each, asked[each.setting], lr, seed) for each, (lr, _), seed in jobs]
     results = measure(stage_jobs("recover", recoveries), workers, "report")
     rows = [
-        _about(each)
+        _about(each, asked[each.setting])
         | {"report_seed": seed, "lr": lr, "steps": asked[each.setting].recover.steps, "search_loss": search_loss}
         | {name: found.metrics[name] for name in ("loss", "accuracy", "trained_parameters")}
         for (each, (lr, search_loss), seed), found in zip(jobs, results, strict=True)
     ]
-    return {"levels": rows, "levels_search": history, "levels_judged": judged}, seconds_of(results)
+    return {table: rows, f"{table}_search": history, f"{table}_judged": judged}, seconds_of(results)
 
 
 def _prepare(asked: dict[str, Setting], workers: int) -> None:
@@ -124,8 +138,9 @@ def _prepare(asked: dict[str, Setting], workers: int) -> None:
     measure(stage_jobs("prune", slices), workers, "pruning")
     bases = {setting.database.model_dump_json(): setting for setting in asked.values()}
     measure(stage_jobs("levels", [setting.database for setting in bases.values()]), workers, "databases")
-    jobs = [(control, {"setting": s, "kind": "divergences"}) for s in bases.values() if "divergences" in s.controls]
-    measure(jobs, workers, "single parts")
+    for kind, some in (("divergences", bases), ("alike", asked)):
+        jobs = [(control, {"setting": each, "kind": kind}) for each in some.values() if kind in each.controls]
+        measure(jobs, workers, kind)
 
 
 def control(setting: Setting, kind: str) -> list[Configuration]:
@@ -145,9 +160,12 @@ def _searched(asked: dict[str, Setting], workers: int) -> Rows:
 
 def history(name: str, setting: Setting, variant: str, seed: int) -> Rows:
     """One search: what the workers are asked for."""
-    problem = Problem(setting)
-    limit = setting.limit - setting.variants[variant].get("spent", 0)
-    found = shapes.search(setting, setting.searcher(variant, problem), limit=limit, seed=seed)
+    problem, own = Problem(setting), setting.variants[variant]
+    asked, searcher = setting, setting.searcher(variant, problem)
+    if "settled" in own:
+        asked = setting.but(levels=problem.control(own["settled"])[0].levels)
+        problem = Problem(asked)
+    found = shapes.search(asked, searcher, limit=setting.limit - own.get("spent", 0), seed=seed)
     chosen = found.trials.index(found.chosen)
     return [
         {
@@ -155,7 +173,7 @@ def history(name: str, setting: Setting, variant: str, seed: int) -> Rows:
             "allocator": variant,
             "search_seed": seed,
             "order": order,
-            "levels": written(problem.space.configuration(trial.point)),
+            "levels": written(problem.space.configuration(trial.point), problem.space),
             "measured": trial.scores[0],
             "fidelity": trial.fidelity,
             "phase": trial.proposer,
@@ -170,17 +188,20 @@ def _choices(name: str, setting: Setting, searched: Rows) -> list[Chosen]:
     found = [Chosen(name, kind, None, setting.slice(kind)) for kind in setting.slices]
     for kind in setting.controls:
         own = problem.control(kind, setting.many)
-        found += [Chosen(name, kind, k if kind in MANY else None, problem.cut(each)) for k, each in enumerate(own)]
+        for place, choice in enumerate(own):
+            which, text = place if kind in MANY else None, written(choice, problem.space)
+            found.append(Chosen(name, kind, which, problem.cut(choice), choice, text))
     for row in searched:
         if row["setting"] == name and row["chosen"]:
-            found.append(Chosen(name, row["allocator"], row["search_seed"], problem.cut(read(row["levels"]))))
+            text, choice = row["levels"], read(row["levels"], problem.space)
+            found.append(Chosen(name, row["allocator"], row["search_seed"], problem.cut(choice), choice, text))
     return found
 
 
 def _tuned(chosen: Sequence[Chosen], asked: dict[str, Setting], workers: int) -> list[tuple[float, float]]:
     """For each choice the best of its setting's rates and its mean loss on the search's examples there."""
     jobs = [
-        (place, lr, _recovery(each.pruned, asked[each.setting], lr, seed))
+        (place, lr, _recovery(each, asked[each.setting], lr, seed))
         for place, each in enumerate(chosen)
         for lr in asked[each.setting].rates
         for seed in asked[each.setting].rate_seeds
@@ -194,8 +215,10 @@ def _tuned(chosen: Sequence[Chosen], asked: dict[str, Setting], workers: int) ->
     return [(lr, loss) for loss, lr in best]
 
 
-def _recovery(pruned: Pruned, setting: Setting, lr: float, seed: int) -> Recovery:
-    return Recovery(**dict(setting.recover) | {"lr": lr}, pruned=pruned, ranks=setting.rank, seed=seed)
+def _recovery(chosen: Chosen, setting: Setting, lr: float, seed: int) -> Recovery:
+    ranks = setting.rank if setting.memory is None else chosen.choice.ranks
+    how = dict(setting.recover) | {"lr": lr, "bits": chosen.choice.bits or 16}
+    return Recovery(**how, pruned=chosen.pruned, ranks=ranks, seed=seed)
 
 
 def _judged(chosen: Sequence[Chosen], asked: dict[str, Setting], workers: int) -> Rows:
@@ -205,34 +228,54 @@ def _judged(chosen: Sequence[Chosen], asked: dict[str, Setting], workers: int) -
         for each in chosen
         for share in (0.0, *(asked[each.setting].shares if each.allocator in MANY else ()))
     ]
-    jobs = [(_score, {"pruned": each.pruned, "setting": asked[each.setting], "share": share}) for each, share in cells]
+    jobs = [(_score, {"chosen": each, "setting": asked[each.setting], "share": share}) for each, share in cells]
     found = measure(jobs, workers, "judged")
-    return [_about(each) | {"share": share} | scores for (each, share), scores in zip(cells, found, strict=True)]
+    return [
+        _about(each, asked[each.setting]) | {"share": share} | scores
+        for (each, share), scores in zip(cells, found, strict=True)
+    ]
 
 
-def _score(pruned: Pruned, setting: Setting, share: float) -> dict[str, float]:
-    """The divergence that searches look at, and before any training the loss on the report's examples."""
-    judged = {"kl": shapes.judge(setting.judging(pruned, setting.search_seeds[0], share)).metrics["kl"]}
-    return judged if share else judged | {"loss": recover(pruned=pruned, ranks=0).metrics["loss"]}
+def _score(chosen: Chosen, setting: Setting, share: float) -> dict[str, float]:
+    """The divergence of the levels alone, and before any training the loss on the report's examples."""
+    judged = {"kl": shapes.judge(setting.judging(chosen.pruned, setting.search_seeds[0], share)).metrics["kl"]}
+    bare = Recovery(pruned=chosen.pruned, bits=chosen.choice.bits or 16, ranks=0)
+    return judged if share else judged | {"loss": recover(bare).metrics["loss"]}
 
 
-def _about(chosen: Chosen) -> dict[str, Any]:
+def _about(chosen: Chosen, setting: Setting) -> dict[str, Any]:
     pruned = chosen.pruned
+    sizes = {} if setting.memory is None else {"memory": Problem(setting).memory(chosen.choice)}
     left = prune(pruned).metrics["parameters_after"] if isinstance(pruned, Pruning) else pruned.shapes.parameters
     return {
         "setting": chosen.setting,
         "allocator": chosen.allocator,
         "which": chosen.which,
-        "levels": None if isinstance(pruned, Pruning) else written(Configuration(levels=pruned.levels)),
+        "levels": chosen.text,
         "removed": 1 - left / subject(pruned.base).shapes.parameters,
+        **sizes,
     }
 
 
-def written(choice: Configuration) -> str:
-    """Levels as a table holds them: `part=groups gone`, apart by blanks; parts that stay whole are left out."""
-    return " ".join(f"{part}={level}" for part, level in choice.levels.items() if level)
+def written(choice: Configuration, space: search.Space | None = None) -> str:
+    """Levels as a table holds them: `part=groups gone`, apart by blanks; parts that stay whole are left out.
+
+    Where the space has bits and ranks: `part=groups gone:bits:rank`, for all that is not left as it is.
+    """
+    if not (choice.bits or choice.ranks):
+        return " ".join(f"{part}={level}" for part, level in choice.levels.items() if level)
+    options = zip(space.knobs, space.options(space.point(choice)), strict=True)
+    said = [(knob.parts[0], option) for knob, option in options if option != search.Option()]
+    return " ".join(f"{part}={':'.join(map(str, option))}" for part, option in said)
 
 
-def read(text: str) -> Configuration:
+def read(text: str, space: search.Space | None = None) -> Configuration:
     """What `written` wrote, as a configuration."""
-    return Configuration(levels={part: int(level) for part, level in (each.split("=") for each in text.split())})
+    found: dict[str, dict[str, int]] = {"levels": {}, "bits": {}, "ranks": {}}
+    matrices = {part: knob.matrices for knob in (space.knobs if space else ()) for part in knob.parts}
+    for part, chosen in (each.split("=") for each in text.split()):
+        level, *both = map(int, chosen.split(":"))
+        found["levels"][part] = level
+        for kind, value in zip(("bits", "ranks"), both, strict=False):
+            found[kind].update(dict.fromkeys(matrices[part], value))
+    return Configuration(**found)

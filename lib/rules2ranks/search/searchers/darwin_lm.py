@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
 from rules2ranks.search.scripted import Phase, Scripted
-from rules2ranks.search.space import Point, Space, generator
+from rules2ranks.search.space import Option, Point, Space, generator
 
 #: Switches of a child that fits the budget are tried so often, before the parent counts as having no more children.
 TRIES = 200
@@ -75,7 +75,8 @@ class DarwinLM(Scripted, name="DarwinLM"):
 
 
 class Switches:
-    """Changes of a point that keep its budget: of two parts of a kind, one loses a step and the other gains it.
+    """Changes of a point that keep its budget: of two parts of a kind, one loses a step and the other gains it. A step
+    is one of the level, or of the bits or the rank where there are several, drawn with equal chance.
 
     Raises:
         ValueError: no two parts of the space are alike.
@@ -86,6 +87,7 @@ class Switches:
         self._kinds = _kinds(space)
         sizes = np.array([len(kind) for kind in self._kinds], dtype=np.float64)
         self._chances = sizes / sizes.sum()
+        self._steps = [[_steps(knob.options, place) for place in range(len(knob.options))] for knob in space.knobs]
 
     def children(
         self, parent: Point, number: int, randomness: np.random.Generator, known: Collection[Point] = ()
@@ -109,9 +111,23 @@ class Switches:
         """In place, where both parts can."""
         kind = self._kinds[int(randomness.choice(len(self._kinds), p=self._chances))]
         down, up = randomness.choice(kind, 2, replace=False).tolist()
-        if point[down] + 1 < len(self.space.knobs[down].options) and point[up] > 0:
-            point[down] += 1
-            point[up] -= 1
+        less, more = self._steps[down][point[down]][0], self._steps[up][point[up]][1]
+        if less and more:
+            for knob, steps in ((down, less), (up, more)):
+                point[knob] = steps[0] if len(steps) == 1 else int(randomness.choice(steps))
+
+
+def _steps(options: Sequence[Option], place: int) -> tuple[list[int], list[int]]:
+    """The options that are a step smaller, and those a step larger: all else equal, the next level, bits or rank."""
+    found: tuple[list[int], list[int]] = ([], [])
+    for field, sign in enumerate((-1, 1, 1)):  # a higher level leaves less
+        rest = [each[:field] + each[field + 1 :] for each in options]
+        alike = [k for k in range(len(options)) if rest[k] == rest[place]]
+        alike.sort(key=lambda k: sign * options[k][field])
+        at = alike.index(place)
+        found[0].extend(alike[at - 1 : at] if at else [])
+        found[1].extend(alike[at + 1 : at + 2])
+    return found
 
 
 def _kinds(space: Space) -> list[list[int]]:
