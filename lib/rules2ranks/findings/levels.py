@@ -75,3 +75,20 @@ def shape(setting: str, allocator: str, which: int | None = None) -> dict[str, i
     own = frame[(frame.setting == setting) & (frame.allocator == allocator)]
     own = own if which is None else own[own.which == which]
     return read(own.levels.iloc[0]).levels
+
+
+def made_up() -> pd.DataFrame:
+    """What the choices within bytes are made of, by (allocator, search): the share of all parameters removed, the mean
+    bits and rank of what is left by part, the bytes, and the loss after recovery in nats.
+    """
+    frame, rows = tables.read(JOINT).table, {}
+    for (allocator, which), part in frame.groupby(["allocator", frame.which.fillna(0)], sort=False):
+        options = [tuple(map(int, each.split("=")[1].split(":"))) for each in part.levels.iloc[0].split()]
+        left = [(bits, rank) for _, bits, rank in options if (bits, rank) != (16, 0)]
+        bits, rank = (sum(values) / len(left) for values in zip(*left, strict=True))
+        first = part.iloc[0]
+        rows[allocator, which] = [100 * first.removed, bits, rank, first.memory / 1e3, part.loss.mean()]
+    columns = ["removed, %", "bits, mean", "rank, mean", "kB", "loss, nats"]
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    found.index = pd.MultiIndex.from_tuples(found.index, names=["choice", "search"])
+    return found

@@ -44,12 +44,12 @@ class Merged(nn.Module):
         super().__init__()
         self.adapted = adapted
         base = adapted.get_base_model()
-        # The same parameters in modules of their own, from which PEFT's layers are taken out again.
-        twin = copy.deepcopy(base, {id(p): p for p in itertools.chain(base.parameters(), base.buffers())})
         self._matrices = {name: module for _, name, module in adapted_matrices(adapted)}
-        for name in self._matrices:
-            twin.set_submodule(name, twin.get_submodule(name).get_base_layer())
-        self._twin = [twin]  # in a list: no part of this module, which has these parameters already
+        # The same parameters in modules of their own, with plain matrices in the place of PEFT's layers.
+        known = {id(p): p for p in itertools.chain(base.parameters(), base.buffers())}
+        known |= {id(module): _alone(module.get_base_layer()) for module in self._matrices.values()}
+        # In a list: no part of this module, which has these parameters already.
+        self._twin = [copy.deepcopy(base, known)]
 
     def train(self, mode: bool = True) -> "Merged":
         self._twin[0].train(mode)
@@ -58,6 +58,13 @@ class Merged(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         weights = {f"{name}.weight": _weight(module) for name, module in self._matrices.items()}
         return torch.func.functional_call(self._twin[0], weights, inputs, named)
+
+
+def _alone(module: nn.Module) -> nn.Module:
+    """A module of its own with the same parameters, for one that has no others in it."""
+    twin = copy.copy(module)
+    twin._parameters = dict(module._parameters)
+    return twin
 
 
 def _weight(module: Linear) -> Tensor:
