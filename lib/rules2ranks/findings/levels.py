@@ -10,7 +10,7 @@ from rules2ranks.findings.ranks import effects
 from rules2ranks.tables import plans
 from rules2ranks.tables.levels import MANY, read
 
-TABLE, JOINT = "levels", "joint"
+TABLE = "levels"
 #: DarwinLM and the plain evolution that it is tested against, by where they start.
 PAIRS = {"the same share of every part": ("DarwinLM", "evolution")} | {
     "divergences": ("DarwinLM, from divergences", "evolution, from divergences")
@@ -20,11 +20,6 @@ PAIRS = {"the same share of every part": ("DarwinLM", "evolution")} | {
 def trained_or_not() -> pd.DataFrame:
     """DarwinLM's loss after recovery against plain evolution's, by (setting, start): see `_paired`."""
     return _paired(TABLE, PAIRS).rename_axis(["setting", "start"])
-
-
-def joint_or_in_turn() -> pd.DataFrame:
-    """Levels, bits and ranks all at once against one after the other, by setting: see `_paired`."""
-    return _paired(JOINT, {"": ("joint", "in turn")}).droplevel(1).rename_axis("setting")
 
 
 def _paired(table: str, pairs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
@@ -75,20 +70,3 @@ def shape(setting: str, allocator: str, which: int | None = None) -> dict[str, i
     own = frame[(frame.setting == setting) & (frame.allocator == allocator)]
     own = own if which is None else own[own.which == which]
     return read(own.levels.iloc[0]).levels
-
-
-def made_up() -> pd.DataFrame:
-    """What the choices within bytes are made of, by (allocator, search): the share of all parameters removed, the mean
-    bits and rank of what is left by part, the bytes, and the loss after recovery in nats.
-    """
-    frame, rows = tables.read(JOINT).table, {}
-    for (allocator, which), part in frame.groupby(["allocator", frame.which.fillna(0)], sort=False):
-        options = [tuple(map(int, each.split("=")[1].split(":"))) for each in part.levels.iloc[0].split()]
-        left = [(bits, rank) for _, bits, rank in options if (bits, rank) != (16, 0)]
-        bits, rank = (sum(values) / len(left) for values in zip(*left, strict=True))
-        first = part.iloc[0]
-        rows[allocator, which] = [100 * first.removed, bits, rank, first.memory / 1e3, part.loss.mean()]
-    columns = ["removed, %", "bits, mean", "rank, mean", "kB", "loss, nats"]
-    found = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    found.index = pd.MultiIndex.from_tuples(found.index, names=["choice", "search"])
-    return found
