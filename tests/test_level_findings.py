@@ -25,7 +25,7 @@ def test_every_choice_is_as_small_as_it_has_to_be(frame):
             run["settings"][setting]["ratio"] - 0.001, run["settings"][setting]["ratio"] + 0.02
         ).all()
     for text in frame.levels.dropna().unique():
-        left = whole.cut(read(text).levels).parameters / whole.parameters
+        left = whole.cut(read(text, whole).levels).parameters / whole.parameters
         assert frame[frame.levels == text].removed.iloc[0] == pytest.approx(1 - left)
 
 
@@ -64,7 +64,7 @@ def test_orders_are_rank_correlations_with_the_loss_after_recovery(frame):
 def test_shapes_are_those_of_the_table(frame):
     setting = frame.setting.iloc[0]
     text = frame[(frame.setting == setting) & (frame.allocator == "divergences")].levels.iloc[0]
-    assert levels.shape(setting, "divergences") == read(text).levels
+    assert levels.shape(setting, "divergences") == read(text, subjects.subject("language").shapes).levels
     assert levels.as_cut().loc[(setting, "divergences"), "removed"] == pytest.approx(
         frame[frame.levels == text].removed.iloc[0]
     )

@@ -60,7 +60,10 @@ class Crossed(NamedTuple):
             """In standard errors; the other side's chance counts for nothing at such powers."""
             return stats.nct.cdf(limit, self.df, distance) - (1 - power)
 
-        return float(optimize.brentq(lacking, 0, limit + 20) * self.error)
+        top = limit + 20
+        while lacking(top) > 0:  # few degrees of freedom have long tails
+            top *= 2
+        return float(optimize.brentq(lacking, 0, top) * self.error)
 
     def _tail(self, distance: float) -> float:
         if self.error == 0:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from rules2ranks import evaluation, tables
 from rules2ranks.findings.ranks import effects
+from rules2ranks.stages.subjects import subject
 from rules2ranks.tables import plans
 from rules2ranks.tables.levels import MANY, read
 
@@ -69,4 +70,4 @@ def shape(setting: str, allocator: str, which: int | None = None) -> dict[str, i
     frame = tables.read(TABLE).table
     own = frame[(frame.setting == setting) & (frame.allocator == allocator)]
     own = own if which is None else own[own.which == which]
-    return read(own.levels.iloc[0]).levels
+    return read(own.levels.iloc[0], subject("language").shapes).levels

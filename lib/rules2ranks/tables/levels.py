@@ -1,12 +1,13 @@
 """The reference table of levels: who decides how much of each attention and MLP goes, before and after recovery."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from rules2ranks import runs, search
-from rules2ranks.configuration import Configuration
+from rules2ranks.configuration import Configuration, Shapes
 from rules2ranks.stages import shapes
 from rules2ranks.stages.compressing import Pruned, Pruning, Recovery, prune, recover
 from rules2ranks.stages.ranges import Rate, Seed, Size
@@ -53,6 +54,11 @@ class Setting(Question):
         if not set(self.few_seeds) <= set(self.report_seeds):
             raise ValueError("few_seeds must be among report_seeds, under which all others are reported")
         return self
+
+    @property
+    def shapes(self) -> Shapes:
+        """The unpruned model's."""
+        return subject(self.database.base).shapes
 
     def slice(self, name: str) -> Pruning:
         """A pruning by importance, of as much of the same model."""
@@ -173,7 +179,7 @@ def history(name: str, setting: Setting, variant: str, seed: int) -> Rows:
             "allocator": variant,
             "search_seed": seed,
             "order": order,
-            "levels": written(problem.space.configuration(trial.point), problem.space),
+            "levels": written(problem.space.configuration(trial.point), setting.shapes),
             "measured": trial.scores[0],
             "fidelity": trial.fidelity,
             "phase": trial.proposer,
@@ -189,11 +195,11 @@ def _choices(name: str, setting: Setting, searched: Rows) -> list[Chosen]:
     for kind in setting.controls:
         own = problem.control(kind, setting.many)
         for place, choice in enumerate(own):
-            which, text = place if kind in MANY else None, written(choice, problem.space)
+            which, text = place if kind in MANY else None, written(choice, setting.shapes)
             found.append(Chosen(name, kind, which, problem.cut(choice), choice, text))
     for row in searched:
         if row["setting"] == name and row["chosen"]:
-            text, choice = row["levels"], read(row["levels"], problem.space)
+            text, choice = row["levels"], read(row["levels"], setting.shapes)
             found.append(Chosen(name, row["allocator"], row["search_seed"], problem.cut(choice), choice, text))
     return found
 
@@ -252,30 +258,32 @@ def _about(chosen: Chosen, setting: Setting) -> dict[str, Any]:
         "allocator": chosen.allocator,
         "which": chosen.which,
         "levels": chosen.text,
-        "removed": 1 - left / subject(pruned.base).shapes.parameters,
+        "removed": 1 - left / setting.shapes.parameters,
         **sizes,
     }
 
 
-def written(choice: Configuration, space: search.Space | None = None) -> str:
-    """Levels as a table holds them: `part=groups gone`, apart by blanks; parts that stay whole are left out.
-
-    Where the space has bits and ranks: `part=groups gone:bits:rank`, for all that is not left as it is.
+def written(choice: Configuration, shapes: Shapes) -> str:
+    """A choice as a table holds it: the layers apart by blanks, in each its parts apart by `+`, of each how many groups
+    are gone; where any matrix has few bits or a rank, `groups gone:bits:rank`.
     """
-    if not (choice.bits or choice.ranks):
-        return " ".join(f"{part}={level}" for part, level in choice.levels.items() if level)
-    options = zip(space.knobs, space.options(space.point(choice)), strict=True)
-    said = [(knob.parts[0], option) for knob, option in options if option != search.Option()]
-    return " ".join(f"{part}={':'.join(map(str, option))}" for part, option in said)
+    first = {matrix.part: matrix.name for matrix in reversed(shapes.matrices.values())}
+    several = bool(choice.bits or choice.ranks)
+
+    def said(part: str) -> str:
+        options = (choice.levels.get(part, 0), choice.bits.get(first[part], 16), choice.ranks.get(first[part], 0))
+        return ":".join(map(str, options[: 3 if several else 1]))
+
+    layers = groupby(shapes.groups, key=lambda part: part.rpartition(".")[0])
+    return " ".join("+".join(map(said, parts)) for _, parts in layers)
 
 
-def read(text: str, space: search.Space | None = None) -> Configuration:
+def read(text: str, shapes: Shapes) -> Configuration:
     """What `written` wrote, as a configuration."""
     found: dict[str, dict[str, int]] = {"levels": {}, "bits": {}, "ranks": {}}
-    matrices = {part: knob.matrices for knob in (space.knobs if space else ()) for part in knob.parts}
-    for part, chosen in (each.split("=") for each in text.split()):
-        level, *both = map(int, chosen.split(":"))
-        found["levels"][part] = level
+    for part, chosen in zip(shapes.groups, text.replace("+", " ").split(), strict=True):
+        found["levels"][part], *both = map(int, chosen.split(":"))
+        own = [matrix.name for matrix in shapes.matrices.values() if matrix.part == part]
         for kind, value in zip(("bits", "ranks"), both, strict=False):
-            found[kind].update(dict.fromkeys(matrices[part], value))
+            found[kind].update(dict.fromkeys(own, value))
     return Configuration(**found)
