@@ -35,9 +35,9 @@ def scorecard(digits: int = 2, front: bool = False) -> pd.DataFrame:
     rows = [*_complexity_rows(digits), *_rank_rows(digits), *_bit_rows(digits), *_joint_rows(digits)]
     rows += [*_level_rows(digits), *_robustness_rows(digits)]
     for system in ("S2FT, HFT, DSEE, BitFit, FPF against LoRA", "Levels, bits and ranks in one search"):
-        rows.append(_row(system, "see the papers", "not run", "a plan is committed"))
+        rows.append(_row(system, "see the papers", "not run"))
     for system in ("AutoPEFT", "LLaMA-NAS"):
-        rows.append(_row(system, "see the paper", "not run", "a setting of the searches: front, and rank 0 or levels"))
+        rows.append(_row(system, "see the paper", "not run"))
     card = pd.DataFrame(rows).set_index("question")
     return card[card.pop("front")] if front else card.drop(columns="front")
 
