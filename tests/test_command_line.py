@@ -56,7 +56,7 @@ def test_every_stage_is_listed_and_shown(capsys):
         assert all(f"  {field}: " in shown for field in getattr(stages, name).Params.model_fields)
     command.main(["show", "recover"])
     shown = capsys.readouterr().out
-    assert "method: 'lora' or 'pissa' or 'eva' or 'adalora' or 'loftq' or 'cloq'; default 'lora'" in shown
+    assert "method: 'lora' or 'pissa' or 'eva' or 'adalora' or 'loftq' or 'cloq' or 's2ft' or 'dsee'" in shown
     assert (
         "ranks: int or list of int or dict of str, int; default 2" in shown
         and "steps: int; default 60; optimiser steps" in shown
