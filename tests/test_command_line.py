@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from rules2ranks import __main__ as command
-from rules2ranks import stages
+from rules2ranks import recovery, stages
 from tiny_rows import TINY
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -56,7 +56,8 @@ def test_every_stage_is_listed_and_shown(capsys):
         assert all(f"  {field}: " in shown for field in getattr(stages, name).Params.model_fields)
     command.main(["show", "recover"])
     shown = capsys.readouterr().out
-    assert "method: 'lora' or 'pissa' or 'eva' or 'adalora' or 'loftq' or 'cloq' or 's2ft' or 'dsee'" in shown
+    methods = " or ".join(map(repr, recovery.METHODS))
+    assert f"method: {methods}; default 'lora'" in shown
     assert (
         "ranks: int or list of int or dict of str, int; default 2" in shown
         and "steps: int; default 60; optimiser steps" in shown

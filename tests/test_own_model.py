@@ -21,6 +21,7 @@ from transformers import (
 
 from rules2ranks import checkpoints, models, pruning, recovery, stages
 from rules2ranks.configuration import Configuration, memory
+from rules2ranks.recovery.methods import IN_PLACE
 from rules2ranks.runs import ParameterError
 from rules2ranks.stages import compressing, own_model, subjects
 from rules2ranks.stages.compressing import Pruning, Recovery
@@ -155,6 +156,18 @@ def test_the_readme_of_an_export_loads_it(home, tmp_path):
         assert names["tokenizer"]("The sum").input_ids[0] == 0
         assert json.loads(said.split("```json\n")[1].split("```")[0]) == made.params
         assert f"{made.metrics['loss']:.4f} nats" in said
+
+
+@pytest.mark.parametrize("method", [each.name for each in IN_PLACE])
+def test_what_was_trained_in_place_is_exported_in_the_weights_or_beside_them(home, tmp_path, method):
+    made = stages.recover(pruned={"base": of(home), **PRUNED}, **TRAINED | {"method": method})
+    given = subjects.subject(OwnModel.check(of(home)))
+    for merged in (True, False):
+        folder = own_model.export(made.params, tmp_path / f"merged {merged}", merged=merged)
+        assert (folder / "adapter" / "correction.safetensors").is_file() != merged
+        said, names = (folder / "README.md").read_text(), {}
+        exec(said.split("```python\n")[1].split("```")[0].replace("THIS FOLDER", str(folder)), names)
+        assert given.evaluate("report", names["model"])["loss"] == pytest.approx(made.metrics["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

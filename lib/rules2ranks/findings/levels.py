@@ -1,7 +1,6 @@
 """What the table of levels says, beside what `ranks` says of every table of choices."""
 
 import math
-from collections.abc import Mapping
 
 import pandas as pd
 
@@ -13,30 +12,26 @@ from rules2ranks.tables.levels import MANY, read
 
 TABLE = "levels"
 #: DarwinLM and the plain evolution that it is tested against, by where they start.
-PAIRS = {"the same share of every part": ("DarwinLM", "evolution")} | {
-    "divergences": ("DarwinLM, from divergences", "evolution, from divergences")
+PAIRS = {
+    "the same share of every part": ("DarwinLM", "evolution"),
+    "divergences": ("DarwinLM, from divergences", "evolution, from divergences"),
 }
 
 
 def trained_or_not() -> pd.DataFrame:
-    """DarwinLM's loss after recovery against plain evolution's, by (setting, start): see `_paired`."""
-    return _paired(TABLE, PAIRS).rename_axis(["setting", "start"])
+    """By which share DarwinLM's loss after recovery is higher than plain evolution's, by (setting, start).
 
-
-def _paired(table: str, pairs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
-    """By which share the loss of the first of each pair is higher, with interval, p and p of equivalence.
-
-    Under the same report seeds, search by search; not corrected.
+    With interval, p and p of equivalence, under the same report seeds, search by search; not corrected.
     """
-    plan, frame = plans.read(table), tables.read(table).table
+    plan, frame = plans.read(TABLE), tables.read(TABLE).table
     margin, rows = (math.log(1 - plan.margin), math.log(1 + plan.margin)), {}
     for setting, part in frame.groupby("setting", sort=False):
-        for name, pair in pairs.items():
+        for start, pair in PAIRS.items():
             one, other = (effects(part, each, baseline=plan.baseline[setting]) for each in pair)
             found = evaluation.crossed(one - other)
-            rows[setting, name] = [*(math.expm1(x) for x in found[:3]), found.p, found.within(*margin)]
+            rows[setting, start] = [*(math.expm1(x) for x in found[:3]), found.p, found.within(*margin)]
     found = pd.DataFrame.from_dict(rows, orient="index", columns=["estimate", "low", "high", "p", "equivalence"])
-    found.index = pd.MultiIndex.from_tuples(found.index)
+    found.index = pd.MultiIndex.from_tuples(found.index, names=["setting", "start"])
     return found
 
 

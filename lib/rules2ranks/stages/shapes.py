@@ -188,9 +188,13 @@ class Problem:
 
     def score(self, choice: Configuration, seed: int = 0, fidelity: float = 0.0) -> float:
         """What a search wants low after this share of the schedule, under this seed: see `Question`."""
-        if self.question.memory is not None:
-            return recover(self.recovery(choice, seed, fidelity)).metrics["search_loss"]
-        return judge(self.question.judging(self.cut(choice), seed, fidelity)).metrics["kl"]
+        return self.measured(choice, seed, fidelity).metrics["kl" if self.question.memory is None else "search_loss"]
+
+    def measured(self, choice: Configuration, seed: int = 0, fidelity: float = 0.0) -> runs.Result:
+        """The result behind a score: of `judge`, or within bytes of `recover`."""
+        if self.question.memory is None:
+            return judge(self.question.judging(self.cut(choice), seed, fidelity))
+        return recover(self.recovery(choice, seed, fidelity))
 
     def control(self, kind: str, number: int = 1, seed: int = 0) -> list[Configuration]:
         """The choices of one of `CONTROLS`; `number` of the random ones."""

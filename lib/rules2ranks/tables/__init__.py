@@ -4,7 +4,7 @@ Each table is a sweep over stage results, in a module of its own, with typed set
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,12 @@ def read(name: str) -> Reference:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there: `make reference` makes it")
     return Reference(pd.read_csv(file), json.loads(file.with_suffix(".json").read_text()))
+
+
+def shared_settings(values: Mapping[str, Any], kind: type[runs.Params]) -> dict[str, Any]:
+    """A table's `settings` by name, each with what stands beside them once for all, unless it says otherwise."""
+    shared = {name: value for name, value in values.items() if name != "settings"}
+    return {"settings": {name: kind.nested(shared | own) for name, own in values.get("settings", {}).items()}}
 
 
 def among(name: str, asked: Any, available: Sequence[Any]) -> None:

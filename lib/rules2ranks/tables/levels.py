@@ -13,7 +13,7 @@ from rules2ranks.stages.compressing import Pruned, Pruning, Recovery, prune, rec
 from rules2ranks.stages.ranges import Rate, Seed, Size
 from rules2ranks.stages.shapes import Problem, Question
 from rules2ranks.stages.subjects import subject
-from rules2ranks.tables import Rows
+from rules2ranks.tables import Rows, shared_settings
 from rules2ranks.tables.many import measure, seconds_of, stage_jobs
 
 #: The controls that are many choices: reported under fewer seeds.
@@ -84,8 +84,7 @@ class LevelTable(runs.Params):
     @model_validator(mode="before")
     @classmethod
     def _shared(cls, values: dict[str, Any]) -> dict[str, Any]:
-        shared = {name: value for name, value in values.items() if name != "settings"}
-        return {"settings": {name: Setting.nested(shared | own) for name, own in values.get("settings", {}).items()}}
+        return shared_settings(values, Setting)
 
 
 class Chosen(NamedTuple):
@@ -121,7 +120,7 @@ def _table(table: str, settings: LevelTable, workers: int) -> tuple[dict[str, Ro
     history = _searched(asked, workers)
     chosen = [each for name, setting in asked.items() for each in _choices(name, setting, history)]
     judged = _judged(chosen, asked, workers)
-    tuned = _tuned(chosen, asked, workers)
+    tuned, tries = _tuned(chosen, asked, workers)
     jobs = [
         (each, tuning, seed)
         for each, tuning in zip(chosen, tuned, strict=True)
@@ -135,7 +134,8 @@ def _table(table: str, settings: LevelTable, workers: int) -> tuple[dict[str, Ro
         | {name: found.metrics[name] for name in ("loss", "accuracy", "trained_parameters")}
         for (each, (lr, search_loss), seed), found in zip(jobs, results, strict=True)
     ]
-    return {table: rows, f"{table}_search": history, f"{table}_judged": judged}, seconds_of(results)
+    behind = [_measured(asked[row["setting"]], row) for row in history] + [*tries, *results]
+    return {table: rows, f"{table}_search": history, f"{table}_judged": judged}, seconds_of(behind)
 
 
 def _prepare(asked: dict[str, Setting], workers: int) -> None:
@@ -189,6 +189,12 @@ def history(name: str, setting: Setting, variant: str, seed: int) -> Rows:
     ]
 
 
+def _measured(setting: Setting, row: dict[str, Any]) -> runs.Result:
+    """What is behind a row of a search's history."""
+    problem = Problem(setting)
+    return problem.measured(read(row["levels"], setting.shapes), row["search_seed"], setting.trained * row["fidelity"])
+
+
 def _choices(name: str, setting: Setting, searched: Rows) -> list[Chosen]:
     problem = Problem(setting)
     found = [Chosen(name, kind, None, setting.slice(kind)) for kind in setting.slices]
@@ -204,8 +210,10 @@ def _choices(name: str, setting: Setting, searched: Rows) -> list[Chosen]:
     return found
 
 
-def _tuned(chosen: Sequence[Chosen], asked: dict[str, Setting], workers: int) -> list[tuple[float, float]]:
-    """For each choice the best of its setting's rates and its mean loss on the search's examples there."""
+def _tuned(
+    chosen: Sequence[Chosen], asked: dict[str, Setting], workers: int
+) -> tuple[list[tuple[float, float]], list[runs.Result]]:
+    """For each choice the best rate of its setting and its mean loss on the search's examples there; and the runs."""
     jobs = [
         (place, lr, _recovery(each, asked[each.setting], lr, seed))
         for place, each in enumerate(chosen)
@@ -218,7 +226,7 @@ def _tuned(chosen: Sequence[Chosen], asked: dict[str, Setting], workers: int) ->
         losses.setdefault((place, lr), []).append(found.metrics["search_loss"])
     means = {key: sum(values) / len(values) for key, values in losses.items()}
     best = [min((loss, lr) for (at, lr), loss in means.items() if at == place) for place in range(len(chosen))]
-    return [(lr, loss) for loss, lr in best]
+    return [(lr, loss) for loss, lr in best], results
 
 
 def _recovery(chosen: Chosen, setting: Setting, lr: float, seed: int) -> Recovery:

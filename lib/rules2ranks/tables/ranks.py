@@ -12,7 +12,7 @@ from rules2ranks.stages import ranks
 from rules2ranks.stages.compressing import Recovery, prune, recover
 from rules2ranks.stages.ranges import Seed, Size
 from rules2ranks.stages.ranks import Problem, Question
-from rules2ranks.tables import ALONE, Rows, read_choice, written
+from rules2ranks.tables import ALONE, Rows, read_choice, shared_settings, written
 from rules2ranks.tables.many import measure, seconds_of, stage_jobs
 
 #: The controls of many vectors: reported under fewer seeds where a setting says so.
@@ -77,8 +77,7 @@ class RankTable(runs.Params):
     @model_validator(mode="before")
     @classmethod
     def _shared(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        shared = {name: value for name, value in values.items() if name != "settings"}
-        return {"settings": {name: Setting.nested(shared | own) for name, own in values.get("settings", {}).items()}}
+        return shared_settings(values, Setting)
 
 
 class Chosen(NamedTuple):
