@@ -14,8 +14,8 @@ class S2FT(InPlace):
     """What some heads and channels write: their columns of the output matrices of attention and MLP.
 
     Each layer trains as much as LoRA of its ranks would, or a little less: the same share of its heads (rounded) and,
-    with what is left, of its channels. They are drawn from `seed`; the paper's co-permutation only makes them neighbours
-    in memory, and is left out. Columns of a head are those that the whole key/value group writes.
+    with what is left, of its channels. They are drawn from `seed`; the paper's co-permutation only makes them
+    neighbours in memory, and is left out. Columns of a head are those that the whole key/value group writes.
     """
 
     name = "s2ft"
