@@ -1,14 +1,15 @@
-"""What is read off the tables of levels agrees with them and with their searches."""
+"""What is read off the tables of levels and of mendings agrees with them and with their searches and rates."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from rules2ranks import evaluation, tables
-from rules2ranks.findings import levels, ranks
+from rules2ranks.findings import levels, ranks, recoveries
 from rules2ranks.findings import plans as planned
 from rules2ranks.stages import subjects
 from rules2ranks.tables import plans
+from rules2ranks.tables import recoveries as recovery_tables
 from rules2ranks.tables.levels import read
 
 
@@ -30,7 +31,7 @@ def test_every_choice_is_as_small_as_it_has_to_be(frame):
 
 
 def test_all_went_as_planned():
-    assert planned.as_committed(levels.TABLE)
+    assert planned.as_committed(levels.TABLE) and planned.as_committed("mendings")
     assert not planned.deviations(levels.TABLE).differs.any()
 
 
@@ -68,6 +69,28 @@ def test_shapes_are_those_of_the_table(frame):
     assert levels.as_cut().loc[(setting, "divergences"), "removed"] == pytest.approx(
         frame[frame.levels == text].removed.iloc[0]
     )
+
+
+def test_each_way_to_mend_is_at_its_best_and_tested_against_lora():
+    report, tuned = tables.read("mendings").table, tables.read("mending_rates").table
+    plan, found = plans.read("mendings"), recoveries.tested()
+    for (setting, way), part in report[report.way != tables.ALONE].groupby(["setting", "way"]):
+        assert (part.lr.iloc[0], part.steps.iloc[0]) == recovery_tables.best(tuned, setting, way)
+        assert sorted(part.seed) == plan.run["seeds"]
+    assert set(found.index.get_level_values("way")) == set(plan.confirmatory)
+    wide = np.log(report.pivot_table(index=["setting", "seed"], columns="way", values="loss"))
+    effects = {key: evaluation.crossed(wide.loc[key[0], key[1]] - wide.loc[key[0], "lora"]) for key in found.index}
+    np.testing.assert_allclose(found.holm, evaluation.holm([effects[key].p for key in found.index]), atol=1e-12)
+    for key, row in found.iterrows():
+        assert recoveries.ways("mendings").estimate[key] == pytest.approx(np.expm1(effects[key].estimate))
+        assert (row.verdict in ("better", "worse")) == (row.holm < plan.level and row.equivalence >= plan.level)
+
+
+def test_at_no_more_trained_parameters_than_lora():
+    trained = tables.read("mendings").table.groupby(["setting", "way"]).trained_parameters.mean().unstack()
+    for way in plans.read("mendings").confirmatory:
+        assert (trained[way] <= trained.lora).all() and (trained[way] > 0.9 * trained.lora).all()
+    assert (trained.hft > 5 * trained.lora).all() and (trained.bitfit < trained.lora).all()
 
 
 def test_verdicts_of_levels_are_corrected_over_all_that_was_planned():

@@ -1,6 +1,7 @@
 """What the table of levels says, beside what `ranks` says of every table of choices."""
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -10,7 +11,7 @@ from rules2ranks.stages.subjects import subject
 from rules2ranks.tables import plans
 from rules2ranks.tables.levels import MANY, read
 
-TABLE = "levels"
+TABLE, JOINT = "levels", "joint"
 #: DarwinLM and the plain evolution that it is tested against, by where they start.
 PAIRS = {
     "the same share of every part": ("DarwinLM", "evolution"),
@@ -19,19 +20,29 @@ PAIRS = {
 
 
 def trained_or_not() -> pd.DataFrame:
-    """By which share DarwinLM's loss after recovery is higher than plain evolution's, by (setting, start).
+    """DarwinLM's loss after recovery against plain evolution's, by (setting, start): see `_paired`."""
+    return _paired(TABLE, PAIRS).rename_axis(["setting", "start"])
 
-    With interval, p and p of equivalence, under the same report seeds, search by search; not corrected.
+
+def joint_or_in_turn() -> pd.DataFrame:
+    """Levels, bits and ranks all at once against one after the other, by setting: see `_paired`."""
+    return _paired(JOINT, {"": ("joint", "in turn")}).droplevel(1).rename_axis("setting")
+
+
+def _paired(table: str, pairs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """By which share the loss of the first of each pair is higher, with interval, p and p of equivalence.
+
+    Under the same report seeds, search by search; not corrected.
     """
-    plan, frame = plans.read(TABLE), tables.read(TABLE).table
+    plan, frame = plans.read(table), tables.read(table).table
     margin, rows = (math.log(1 - plan.margin), math.log(1 + plan.margin)), {}
     for setting, part in frame.groupby("setting", sort=False):
-        for start, pair in PAIRS.items():
+        for name, pair in pairs.items():
             one, other = (effects(part, each, baseline=plan.baseline[setting]) for each in pair)
             found = evaluation.crossed(one - other)
-            rows[setting, start] = [*(math.expm1(x) for x in found[:3]), found.p, found.within(*margin)]
+            rows[setting, name] = [*(math.expm1(x) for x in found[:3]), found.p, found.within(*margin)]
     found = pd.DataFrame.from_dict(rows, orient="index", columns=["estimate", "low", "high", "p", "equivalence"])
-    found.index = pd.MultiIndex.from_tuples(found.index, names=["setting", "start"])
+    found.index = pd.MultiIndex.from_tuples(found.index)
     return found
 
 
@@ -66,3 +77,19 @@ def shape(setting: str, allocator: str, which: int | None = None) -> dict[str, i
     own = frame[(frame.setting == setting) & (frame.allocator == allocator)]
     own = own if which is None else own[own.which == which]
     return read(own.levels.iloc[0], subject("language").shapes).levels
+
+
+def made_up() -> pd.DataFrame:
+    """What the choices within bytes are made of, by (allocator, search): the share of all parameters removed, the mean
+    bits and rank of the matrices that are left, the bytes, and the loss after recovery in nats.
+    """
+    frame, whole, rows = tables.read(JOINT).table, subject("language").shapes, {}
+    for (allocator, which), part in frame.groupby(["allocator", frame.which.fillna(0)], sort=False):
+        first, choice = part.iloc[0], read(part.levels.iloc[0], whole)
+        left = [name for name, each in whole.matrices.items() if choice.levels[each.part] < whole.groups[each.part]]
+        bits, rank = (sum(of[name] for name in left) / len(left) for of in (choice.bits, choice.ranks))
+        rows[allocator, which] = [100 * first.removed, bits, rank, first.memory / 1e3, part.loss.mean()]
+    columns = ["removed, %", "bits, mean", "rank, mean", "kB", "loss, nats"]
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    found.index = pd.MultiIndex.from_tuples(found.index, names=["choice", "search"])
+    return found

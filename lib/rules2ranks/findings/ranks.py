@@ -51,12 +51,12 @@ def comparisons(table: str = "rank_adaptor") -> pd.DataFrame:
                 found[setting, name] = here = evaluation.crossed(effects(part, name, baseline=baseline))
                 shares = [math.expm1(x) for x in here[:3]]
                 rows[setting, name] = [loss, *shares, here.p, _same(part, name, baseline, plan.confirmatory)]
-    effect = _by_key(rows, ["baseline", "estimate", "low", "high", "p", "verdict"])
+    effect = by_key(rows, ["baseline", "estimate", "low", "high", "p", "verdict"])
     tested = [key for key in effect.index if key[1] in plan.confirmatory and not effect.verdict[key]]
-    return _judged(effect.join(_tested({key: found[key] for key in tested}, plan)), plan) if tested else effect
+    return judged(effect.join(corrected({key: found[key] for key in tested}, plan)), plan) if tested else effect
 
 
-def _by_key(rows: dict[tuple[str, str], list], columns: list[str]) -> pd.DataFrame:
+def by_key(rows: dict[tuple[str, str], list], columns: list[str]) -> pd.DataFrame:
     found = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
     found.index = pd.MultiIndex.from_tuples(found.index, names=["setting", "allocator"])
     return found
@@ -71,17 +71,17 @@ def _same(part: pd.DataFrame, name: str, baseline: str, confirmatory: Sequence[s
     return next((f"the same as {other}" for other in earlier if vectors[other] == vectors[name] != ()), "")
 
 
-def _tested(found: dict[tuple[str, str], evaluation.Crossed], plan: plans.Plan) -> pd.DataFrame:
+def corrected(found: dict[tuple[str, str], evaluation.Crossed], plan: plans.Plan) -> pd.DataFrame:
     """The tests of what is confirmatory, corrected over all of it."""
     margin, level = (math.log(1 - plan.margin), math.log(1 + plan.margin)), plan.level / len(found)
     rows = {
         key: [each.p, each.within(*margin), math.expm1(each.smallest(plan.power, level))] for key, each in found.items()
     }
-    tests = _by_key(rows, ["holm", "equivalence", "smallest"])
+    tests = by_key(rows, ["holm", "equivalence", "smallest"])
     return tests.assign(holm=evaluation.holm(tests.holm), equivalence=evaluation.holm(tests.equivalence))
 
 
-def _judged(effect: pd.DataFrame, plan: plans.Plan) -> pd.DataFrame:
+def judged(effect: pd.DataFrame, plan: plans.Plan) -> pd.DataFrame:
     """Effects with a verdict where they were tested."""
     differs, alike = effect.holm < plan.level, effect.equivalence < plan.level
     side = np.where(effect.estimate < 0, "better", "worse")
@@ -107,8 +107,8 @@ def over_settings(where: dict[str, Sequence[str]], allocators: Sequence[str]) ->
         found["over settings", name], sizes["over settings", name] = evaluation.crossed(wide), wide.shape
     plan = plans.read(TABLES[1])
     rows = {key: [*(math.expm1(x) for x in each[:3]), each.p, *sizes[key], ""] for key, each in found.items()}
-    effect = _by_key(rows, ["estimate", "low", "high", "p", "settings", "seeds", "verdict"])
-    return _judged(effect.join(_tested(found, plan)), plan).droplevel("setting")
+    effect = by_key(rows, ["estimate", "low", "high", "p", "settings", "seeds", "verdict"])
+    return judged(effect.join(corrected(found, plan)), plan).droplevel("setting")
 
 
 def percent(found: pd.DataFrame) -> pd.Series:

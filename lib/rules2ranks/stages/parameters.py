@@ -204,6 +204,13 @@ class EvolveTheShape(Notebook, name="37_evolve_the_shape"):
     seed: Seed
 
 
+class OtherWays(Notebook, name="38_other_ways_to_mend"):
+    setting: str
+    trainings: Annotated[int, Field(ge=5, le=1000)]
+    judgings: Annotated[int, Field(ge=11, le=100_000)]
+    seed: Seed
+
+
 class OwnModel(Notebook, name="36_your_own_model"):
     model: Annotated[str, Field(description="folder or hub name; empty: the one that the notebook makes")]
     data: Annotated[str, Field(description="file of texts; empty: the one that the notebook makes")]

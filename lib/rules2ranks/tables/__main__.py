@@ -29,14 +29,11 @@ MAKERS: dict[str, Maker] = {
     "mixed_bits": ranks.mixed_bits,
     "bits_and_ranks": ranks.bits_and_ranks,
     "levels": levels.levels,
-}
-ON_REQUEST: dict[str, Maker] = {
-    "language_suite": language_suite.language_suite,
-    # Planned, and not run yet.
     "joint": levels.joint,
     "mending_rates": recoveries.mending_rates,
     "mendings": recoveries.mendings,
 }
+ON_REQUEST: dict[str, Maker] = {"language_suite": language_suite.language_suite}
 
 
 def profile_settings(profile: str) -> dict[str, Any]:
