@@ -1,10 +1,10 @@
-"""What is read off the tables of levels and of mendings agrees with them and with their searches and rates."""
+"""What is read off the tables of levels, of mendings and of choices within bytes agrees with these tables."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from rules2ranks import evaluation, tables
+from rules2ranks import configuration, evaluation, tables
 from rules2ranks.findings import levels, ranks, recoveries
 from rules2ranks.findings import plans as planned
 from rules2ranks.stages import subjects
@@ -31,8 +31,11 @@ def test_every_choice_is_as_small_as_it_has_to_be(frame):
 
 
 def test_all_went_as_planned():
-    assert planned.as_committed(levels.TABLE) and planned.as_committed("mendings")
+    assert all(planned.as_committed(table) for table in (levels.TABLE, levels.JOINT, "mendings"))
     assert not planned.deviations(levels.TABLE).differs.any()
+    joint = planned.deviations(levels.JOINT)
+    (differs,) = joint[joint.differs].itertuples()  # the best of the first turn is not trained again in the second
+    assert (differs.planned, differs.run) == ("in turn 20, joint 20", "in turn 19, joint 20")
 
 
 def test_a_search_s_choice_is_the_best_that_it_judged_at_the_most_training(frame):
@@ -98,3 +101,31 @@ def test_verdicts_of_levels_are_corrected_over_all_that_was_planned():
     tested = found[found.holm.notna()]
     assert set(tested.index.get_level_values("allocator")) <= set(plan.confirmatory)
     np.testing.assert_allclose(tested.holm, evaluation.holm(tested.p), atol=1e-12)
+
+
+def test_choices_within_bytes_are_within_them_and_made_up_of_what_they_hold():
+    frame, run, whole = (
+        tables.read(levels.JOINT).table,
+        plans.read(levels.JOINT).run,
+        subjects.subject("language").shapes,
+    )
+    (limit,) = (each["memory"] for each in run["settings"].values())
+    found = levels.made_up()
+    assert len(found) == len(frame.groupby(["allocator", "which"], dropna=False))
+    for (allocator, which), row in found.iterrows():
+        own = frame[(frame.allocator == allocator) & (frame.which.isna() | (frame.which == which))]
+        (text,) = own.levels.unique()
+        choice = read(text, whole)
+        assert run["fill"] * limit <= configuration.memory(choice, whole) == own.memory.iloc[0] <= limit
+        left = whole.cut(choice.levels)
+        assert row["removed, %"] == pytest.approx(100 * (1 - left.parameters / whole.parameters))
+        assert row["rank, mean"] == pytest.approx(np.mean([choice.ranks.get(name, 0) for name in left.matrices]))
+        assert row["bits, mean"] == pytest.approx(np.mean([choice.bits.get(name, 16) for name in left.matrices]))
+
+
+def test_joint_is_compared_with_in_turn_search_by_search():
+    frame, found = tables.read(levels.JOINT).table, levels.joint_or_in_turn()
+    logs = np.log(
+        frame[frame.allocator != "alike"].pivot(index=["which", "report_seed"], columns="allocator", values="loss")
+    )
+    assert np.log1p(found.estimate.item()) == pytest.approx((logs["joint"] - logs["in turn"]).mean(), abs=1e-12)

@@ -86,9 +86,11 @@ def made_up() -> pd.DataFrame:
     frame, whole, rows = tables.read(JOINT).table, subject("language").shapes, {}
     for (allocator, which), part in frame.groupby(["allocator", frame.which.fillna(0)], sort=False):
         first, choice = part.iloc[0], read(part.levels.iloc[0], whole)
-        left = [name for name, each in whole.matrices.items() if choice.levels[each.part] < whole.groups[each.part]]
-        bits, rank = (sum(of[name] for name in left) / len(left) for of in (choice.bits, choice.ranks))
-        rows[allocator, which] = [100 * first.removed, bits, rank, first.memory / 1e3, part.loss.mean()]
+        gone = {part for part, level in choice.levels.items() if level == whole.groups[part]}
+        left = [name for name, each in whole.matrices.items() if each.part not in gone]
+        bits, rank = ([of.get(name, none) for name in left] for of, none in ((choice.bits, 16), (choice.ranks, 0)))
+        means = [sum(values) / len(left) for values in (bits, rank)]
+        rows[allocator, which] = [100 * first.removed, *means, first.memory / 1e3, part.loss.mean()]
     columns = ["removed, %", "bits, mean", "rank, mean", "kB", "loss, nats"]
     found = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
     found.index = pd.MultiIndex.from_tuples(found.index, names=["choice", "search"])

@@ -15,7 +15,14 @@ FRONT = ("layers, best rate", "kinds, lower rate")
 #: What choices of bits are compared with, in words.
 BESIDE = {ranks.UNIFORM: "uniform bits", "sensitivities": "what follows from sensitivities"}
 #: What a way to mend is called in its paper.
-SYSTEMS = {"s2ft": "S2FT", "dsee": "DSEE", "hft": "HFT", "bitfit": "BitFit", "fpf": "FPF (norms alone)"}
+SYSTEMS = {
+    "s2ft": "S2FT",
+    "dsee": "DSEE",
+    "hft": "HFT",
+    "bitfit": "BitFit",
+    "fpf": "FPF (norms alone)",
+    "all weights": "All weights",
+}
 #: What the settings of `rank_adaptor` are about, by the word that their names begin with.
 UNITS = {"layers": "a layer", "kinds": "a kind of matrix", "matrices": "a matrix"}
 
@@ -35,7 +42,8 @@ def scorecard(digits: int = 2, front: bool = False) -> pd.DataFrame:
     Rows that begin with "Criterion" are what notebook 22 stated before its runs, met or not.
     """
     rows = [*_complexity_rows(digits), *_rank_rows(digits), *_bit_rows(digits), *_joint_rows(digits)]
-    rows += [*_level_rows(digits), *_mending_rows(), *_robustness_rows(digits)]
+    rows += [*_level_rows(digits), *_within_bytes_rows(digits), *_mending_rows(digits)]
+    rows += _robustness_rows(digits)
     card = pd.DataFrame(rows).set_index("question")
     return card[card.pop("front")] if front else card.drop(columns="front")
 
@@ -229,19 +237,60 @@ def _level_rows(digits: int) -> list[Row]:
     return rows
 
 
-def _mending_rows() -> list[Row]:
+def _mending_rows(digits: int) -> list[Row]:
     """Other ways to mend against LoRA, and two systems that are settings of searches here."""
     found, tested = recoveries.ways("mendings").join(recoveries.tested()), plans.read("mendings").confirmatory
-    seeds, rows = len(plans.read("mendings").run["seeds"]), []
+    seeds, papers, rows = len(plans.read("mendings").run["seeds"]), _mending_papers(digits), []
     for (setting, way), text in ranks.percent(found).items():
         if way in SYSTEMS:
             row = found.loc[(setting, way)]
             here = f"loss {text} %, {row.parameters:,.0f} trained parameters"
             asked = f"{SYSTEMS[way]} against LoRA of rank 2, {setting}"
-            said = _row(asked, "no such comparison", here, f"{seeds} fresh seeds")
-            rows.append(said | {"reading": row.verdict if way in tested else ""})
-    why = "runs as a setting of a search (notebook 38); its claims are about GLUE and LLaMA-2-7B, not run"
-    return rows + [_row(name, "see the paper", "not tested here", why) for name in ("AutoPEFT", "LLaMA-NAS")]
+            said = _row(asked, papers[way], here, f"{seeds} fresh seeds, each way at its best of four rates")
+            rows.append(said | {"reading": row.verdict if way in tested else "beside, not tested"})
+    why = "a setting of a search here, shown on few trainings in notebook 38"
+    return rows + [_row(name, papers[name], "its claim is not tested here", why) for name in ("AutoPEFT", "LLaMA-NAS")]
+
+
+def _mending_papers(digits: int) -> dict[str, str]:
+    """What the papers' abstracts claim, by way or system."""
+
+    def theirs(quantity: str, setting: str) -> float:
+        return _paper("other_ways", quantity, setting)
+
+    s2ft = [theirs("average accuracy minus LoRA's", f"{kind} reasoning") for kind in ("commonsense", "arithmetic")]
+    trained = theirs("trained parameters", "BERT; performance comparable with training all")
+    size, speed = (
+        theirs(what, "LLaMA-2-7B; certain tasks; negligible drop") for what in ("reduction of size", "speed-up")
+    )
+    return {
+        "s2ft": f"{s2ft[0]:+.{digits - 1}f} % commonsense, {s2ft[1]:+.{digits - 1}f} % arithmetic",
+        "dsee": f"BERT: comparable with training all, {trained:.{digits - 1}f} % of the parameters",
+        "hft": "better than training all weights, less forgetting",
+        "bitfit": "BERT, few data: competitive with training all",
+        "fpf": "not read beyond the idea",
+        "all weights": "the end of the scale",
+        "AutoPEFT": "GLUE: better than other adapters, on par with training all",
+        "LLaMA-NAS": f"LLaMA-2-7B: {size:.1f} × smaller, {speed:.1f} × faster, negligible loss on some tasks",
+    }
+
+
+def _within_bytes_rows(digits: int) -> list[Row]:
+    """Levels, bits and ranks within the same bytes: what the plan tests, and one search against three in turn."""
+    found, plan = ranks.comparisons(levels.JOINT), plans.read(levels.JOINT)
+    tested = found[found.index.get_level_values("allocator").isin(plan.confirmatory)]
+    sizes = f"{len(plan.run['report_seeds'])} fresh seeds, {len(plan.run['search_seeds'])} searches"
+    how, rows = f"bytes of half removed, 4 bits and rank 2; {sizes}", []
+    for (setting, name), text in ranks.percent(tested).items():
+        asked = f"Levels, bits and ranks, {name}, against one width and one rank for all, {setting}"
+        rows.append(_row(asked, "not asked", f"loss {text} %", how) | {"reading": tested.verdict[setting, name]})
+    pairs = levels.joint_or_in_turn()
+    for setting, text in ranks.percent(pairs).items():
+        interval = tuple(pairs.loc[setting, ["estimate", "low", "high"]])
+        asked = f"Levels, bits and ranks: one search against one after the other, {setting}"
+        why = f"{how}; the turns begin with an adapter everywhere and never come to the simplest choice"
+        rows.append(_row(asked, "not asked", f"loss {text} %", why, interval))
+    return rows
 
 
 def _recovery_rows() -> list[Row]:

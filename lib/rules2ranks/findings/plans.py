@@ -78,14 +78,13 @@ def _held(table: str) -> dict[str, dict]:
     """The same, counted in the table and in its searches."""
     frame, searched, found = tables.read(table).table, tables.read(f"{table}_search").table, {}
     for setting, part in frame.groupby("setting", sort=False):
-        uniform = part[part.allocator == "uniform"]
         history = searched[(searched.setting == setting) & (searched.allocator != "uniform")]
         found[setting] = {
             "allocators": sorted(set(part.allocator) - {tables.ALONE}),
-            "report seeds": uniform.report_seed.nunique(),
+            "report seeds": part.groupby("allocator").report_seed.nunique().max(),
             "searches": history.search_seed.nunique(),
             **(_levels_held(part, history) if "levels" in part else _ranks_held(part, history)),
-            "steps": int(uniform.steps.iloc[0]),
+            "steps": int(part.steps.max()),
         }
     return found
 
