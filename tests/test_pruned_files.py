@@ -209,5 +209,5 @@ def test_what_pruning_json_says_must_fit(tmp_path):
         with pytest.raises(ValueError, match=message):
             pruning.load_pruned(folder)
     (folder / "pruning.json").write_text("[1]")
-    with pytest.raises(ValueError, match="format"):
+    with pytest.raises(ValueError, match="expected an object"):
         pruning.load_pruned(folder)

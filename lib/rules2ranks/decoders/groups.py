@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from rules2ranks.configuration import Matrix, Shapes
-from rules2ranks.decoders.empty import Nothing, NothingAttended
 from rules2ranks.decoders.families import SUPPORTED, Family, Part, family_of
+from rules2ranks.decoders.standalone import LayerConfig, Nothing, NothingAttended
 
 #: Per layer the numbers of its attention groups and of its channels.
 Choice = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -89,18 +88,6 @@ class Layer:
     @property
     def parts(self) -> tuple[Groups, Groups]:
         return self.attention, self.channels
-
-
-class LayerConfig:
-    """A model's configuration as one layer sees it: some entries are its own, the others the model's, changes too."""
-
-    def __init__(self, shared: Any, own: Mapping[str, Any]):
-        vars(self).update(own, _shared=shared)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_shared" or name.startswith("__"):  # asked for by copy and pickle, before there is anything
-            raise AttributeError(name)
-        return getattr(self._shared, name)
 
 
 def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -249,7 +236,7 @@ def keep(model: nn.Module, kept: Choice) -> nn.Module:
     `num_key_value_groups` (query heads per key/value head) stays true because only whole groups go. The head counts in
     `model.config` no longer describe a layer, and stay as they are: where attention asks for them at run time, the
     layer gets an answer of its own. The key/value cache takes each layer's shape from its first keys. A part of which
-    nothing is kept adds its output's bias, or nothing (see `empty`).
+    nothing is kept adds its output's bias, or nothing (see `standalone`).
     """
     for layer, choice in zip(groups(model), kept, strict=True):
         for part, chosen in zip(layer.parts, choice, strict=True):

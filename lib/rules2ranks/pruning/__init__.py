@@ -15,6 +15,7 @@ from rules2ranks.importance import Means, Scores, block_importance, importance, 
 from rules2ranks.pruning.database import Database, levels, save_levels, shrink
 from rules2ranks.pruning.files import load_pruned, save_pruned, skeleton
 from rules2ranks.pruning.plans import Kept, Plan, plan
+from rules2ranks.pruning.portable import make_portable
 from rules2ranks.pruning.slicing import mask, prune, report
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "input_means",
     "levels",
     "load_pruned",
+    "make_portable",
     "mask",
     "outputs",
     "plan",

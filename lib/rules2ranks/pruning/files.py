@@ -91,11 +91,8 @@ def skeleton(folder: str | Path) -> transformers.PreTrainedModel:
     folder = Path(folder)
     _check_files(folder, NAMES[:2])
     about = _read_about(folder / "pruning.json")
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except OSError as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
-    model = add_biases(resize(decoders.skeleton(config), about["layers"]), about["biases"])
+    whole = decoders.skeleton(_config(folder / "config.json"))
+    model = add_biases(resize(whole, about["layers"]), about["biases"])
     return quantisation.make_room(model, about["bits"], about["group"])
 
 
@@ -116,15 +113,32 @@ def _check_files(folder: Path, names: tuple[str, ...]) -> None:
             raise ValueError(f"{folder} has no {name}: expected a folder that save_pruned wrote")
 
 
-def _read_about(path: Path) -> dict[str, Any]:
-    """`pruning.json`, with what older versions did not name yet."""
+def _config(path: Path) -> transformers.PreTrainedConfig:
+    """The configuration as transformers itself knows it: what `portable` adds is left out, and no code is ever run."""
+    raw = _read_json(path)
+    for name in ("auto_map", "pruned"):
+        raw.pop(name, None)
+    kind = raw.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise ValueError(f"{path} is of the type {kind}, which transformers does not have")
+    return transformers.CONFIG_MAPPING[kind].from_dict(raw)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(about, dict) or about.get("format") not in FORMATS:
-        found = about.get("format") if isinstance(about, dict) else about
-        raise ValueError(f"pruning.json has format {found}, this version reads {PLAIN} and {PACKED}")
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: expected an object, found {found!r:.60}")
+    return found
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """`pruning.json`, with what older versions did not name yet."""
+    about = _read_json(path)
+    if about.get("format") not in FORMATS:
+        raise ValueError(f"pruning.json has format {about.get('format')}, this version reads {PLAIN} and {PACKED}")
     about.setdefault("biases", [])  # not named before there was bias compensation
     about = {"bits": {}, "group": configuration.GROUP} | about
     needed = {"layers": list, "biases": list, "bits": dict, "group": int}

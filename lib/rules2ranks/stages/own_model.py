@@ -23,6 +23,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rules2ranks import checkpoints, models, pruning, quantisation, recovery, runs, training
 from rules2ranks.evaluation import benchmarks
+from rules2ranks.pruning.portable import CODE
+from rules2ranks.recovery.methods import IN_PLACE
 from rules2ranks.runs import stage
 from rules2ranks.stages.compressing import Pruned, Pruning, Recovery, begun, load_pruned, pruned_shapes, recover
 from rules2ranks.stages.cutting import Cut
@@ -41,14 +43,16 @@ def export(recovered: Mapping[str, Any] | Recovery, folder: str | Path, merged: 
     """Write what `recover` made of a model of your own as one folder that needs nothing of `runs/`; returns it.
 
     The folder holds the weights as safetensors, the configuration, the sizes of all layers, the tokenizer, and a
-    README. Merged, the adapter is in the weights, and two lines load it:
+    README. Merged, the adapter is in the weights, and two lines load it, where this package is not installed, too:
 
-        model = rules2ranks.pruning.load_pruned(folder)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 
-    Otherwise it lies beside them, in PEFT's own format: `recovery.load_adapter(model, folder / "adapter")` puts it on.
-    So it does, whatever `merged` says, where a matrix with an adapter has fewer than 16 bits: it is packed, and its few
-    bits cannot say the sum.
+    `trust_remote_code` is for the modelling file that lies there; where all layers have the same sizes there is none
+    (see `pruning.portable`). `pruning.load_pruned(folder)` loads it without running any file.
+    Otherwise the adapter lies beside them, in PEFT's own format: `recovery.load_adapter(model, folder / "adapter")`
+    puts it on. So it does, whatever `merged` says, where a matrix with an adapter has fewer than 16 bits: it is packed,
+    and its few bits cannot say the sum. Packed matrices are for `load_pruned` alone.
     `recovered` are the parameters of a recovery, made if need be (`stages.recover(...).params`, for example). The
     folder appears whole or not at all; one that an earlier export wrote is replaced.
 
@@ -71,7 +75,8 @@ def export(recovered: Mapping[str, Any] | Recovery, folder: str | Path, merged: 
             shutil.copyfile(file, beside / ADAPTER / file.name)
     for file in checkpoints.tokenizer_files(checkpoints.find(base.model)):
         shutil.copyfile(file, beside / file.name)
-    (beside / "README.md").write_text(_readme(recovered, result.metrics, apart), encoding="utf-8")
+    ordinary = pruning.make_portable(beside) if not recovered.bits else None
+    (beside / "README.md").write_text(_readme(recovered, result.metrics, apart, ordinary), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
     return folder
@@ -105,14 +110,11 @@ _README = """# A pruned language model
 Made of {name} by rules2ranks: {ratio:.0%} of all parameters removed, then {how}.
 On {texts} texts or so that neither training nor a search saw: {loss:.4f} nats per token, perplexity {perplexity:.4g}.
 
-`from_pretrained` would rebuild the unpruned shapes. Instead:
+{loads}
 
 ```python
-from rules2ranks import pruning, recovery
-from transformers import AutoTokenizer
-
-model = pruning.load_pruned("THIS FOLDER")
-{adapter}tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")
+{code}
+tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")
 ```
 
 How it was made:
@@ -123,7 +125,34 @@ How it was made:
 """
 
 
-def _readme(recovered: Recovery, scores: Mapping[str, Any], apart: bool) -> str:
+_PLAIN = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+#: What a reader is told of loading, and the lines for it: of an ordinary checkpoint, one with code, a packed one.
+_LOADING = {
+    True: (
+        "It is an ordinary checkpoint of transformers:",
+        f'{_PLAIN}model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")',
+    ),
+    False: (
+        f"Its layers have sizes of their own, which the file {CODE} makes. Read it before you trust it: transformers\n"
+        "runs it, and nothing else is needed. (`rules2ranks.pruning.load_pruned` loads the folder without running it.)",
+        f'{_PLAIN}model = AutoModelForCausalLM.from_pretrained("THIS FOLDER", trust_remote_code=True)',
+    ),
+    None: (
+        "Some of its matrices are packed in few bits, which only rules2ranks knows:",
+        "from rules2ranks import pruning\nfrom transformers import AutoTokenizer\n\n"
+        'model = pruning.load_pruned("THIS FOLDER")',
+    ),
+}
+
+
+def _readme(recovered: Recovery, scores: Mapping[str, Any], apart: bool, ordinary: bool | None) -> str:
+    loads, code = _LOADING[ordinary]
+    if apart and ordinary is not None and recovered.method not in {each.name for each in IN_PLACE}:
+        code = f'from peft import PeftModel\n{code}\nmodel = PeftModel.from_pretrained(model, "THIS FOLDER/{ADAPTER}")'
+    elif apart:
+        code = (
+            f'from rules2ranks import recovery\n{code}\nmodel = recovery.load_adapter(model, "THIS FOLDER/{ADAPTER}")'
+        )
     where = f"lies in the folder {ADAPTER}" if apart else "is in the weights"
     steps = [f"{len(recovered.bits)} matrices put into few bits"] if recovered.bits else []
     steps += [f"recovered ({recovered.method}; what that adds {where})"] if recovered.ranks else []
@@ -134,7 +163,8 @@ def _readme(recovered: Recovery, scores: Mapping[str, Any], apart: bool) -> str:
         texts=recovered.pruned.base.held_out,
         loss=scores["loss"],
         perplexity=scores["perplexity"],
-        adapter=f'model = recovery.load_adapter(model, "THIS FOLDER/{ADAPTER}")\n' if apart else "",
+        loads=loads,
+        code=code,
         parameters=json.dumps(recovered.model_dump(mode="json"), indent=1),
     )
 
