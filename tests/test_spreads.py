@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules2ranks.spreads import SPREADS, Layer, Part, Spread, in_proportion, ranked, uniform
+from rules2ranks.spreads import SPREADS, Layer, Part, Spread, in_proportion, ranked, same, uniform
 
 
 @st.composite
@@ -47,7 +47,7 @@ def test_one_layer_comes_as_near_as_its_whole_groups_can(layers, ratio):
 
 @given(decoders(), st.floats(0, 1), st.data())
 def test_whatever_the_spread_the_least_go_and_the_last_of_a_kind_stay(layers, ratio, data):
-    scheme = SPREADS[data.draw(st.sampled_from(list(SPREADS)))]
+    scheme = SPREADS[data.draw(st.sampled_from(["uniform", "importance", "global"]))]
     options = {"blocks": np.arange(len(layers)) / 7, "standardise": data.draw(st.booleans())}
     target = ratio * sum(layer.cost for layer in layers)
     gone, highest = scheme.choose(layers, target, **{name: options[name] for name in scheme.takes})
@@ -83,6 +83,29 @@ def test_a_ranking_of_all_takes_from_where_importance_per_parameter_is_least():
 
 
 def test_spreads_are_named_once_and_need_no_torch():
-    assert get_args(Spread) == ("uniform", "importance", "global") == tuple(SPREADS)
+    assert get_args(Spread) == ("uniform", "importance", "global", "same") == tuple(SPREADS)
     code = "import sys, rules2ranks.spreads; print({'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+@given(decoders(), st.floats(0, 1), st.integers(1, 5))
+def test_the_same_size_for_all_is_the_nearest_of_all_sizes(layers, ratio, multiple):
+    layers = [layers[0]] * len(layers)
+    attention, channels = layers[0]
+    target = ratio * sum(layer.removable for layer in layers)
+    allowed = [c for c in range(channels.count) if (channels.count - c) % multiple == 0]
+    if not allowed:
+        with pytest.raises(ValueError, match=f"no multiple of {multiple}"):
+            same(layers, target, multiple)
+        return
+    gone, highest = same(layers, target, multiple)
+    assert len({tuple(map(len, pair)) for pair in gone}) == 1 and len(gone[0][1]) in allowed
+    sizes = [len(layers) * (a * attention.cost + c * channels.cost) for a in range(attention.count) for c in allowed]
+    assert abs(removed(layers, gone) - target) == pytest.approx(min(abs(size - target) for size in sizes))
+    assert highest == max(sizes)
+
+
+def test_layers_of_several_sizes_cannot_become_the_same():
+    one, other = (Layer(Part(np.ones(2), 10), Part(np.ones(n), 3)) for n in (4, 5))
+    with pytest.raises(ValueError, match="layers of one size"):
+        same([one, other], 10)

@@ -218,6 +218,9 @@ def test_windows_are_parts_of_texts_with_something_to_learn(lengths, length, see
         begin = window[0] % 100
         assert np.array_equal(window, tokens[row, begin : begin + length])
         assert begin == 0 or window[-1] != 0, "padding, though the text goes further to the left"
+    begun, learnt = texts.windows(tokens, labels, 30, length, seed, start=7)
+    assert (begun[:, 0] == 7).all() and (learnt[:, 0] == -100).all()
+    assert np.array_equal(begun[:, 1:], ids[:, 1:]) and np.array_equal(learnt[:, 1:], wanted[:, 1:])
     again = texts.windows(tokens, labels, 30, length, seed)
     assert np.array_equal(again[0], ids) and np.array_equal(again[1], wanted)
 

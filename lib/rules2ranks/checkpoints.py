@@ -25,6 +25,12 @@ _CONVERT = (
     "from transformers import AutoModelForCausalLM as M; M.from_pretrained({old!r}).save_pretrained({new!r}); "
     "from transformers import AutoTokenizer as T; T.from_pretrained({old!r}).save_pretrained({new!r})"
 )
+_UNPACK = (
+    "if it is of an architecture that README names, let transformers unpack it once (package gguf):\n"
+    '  python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+    "how = dict(gguf_file={file!r}); M.from_pretrained({folder!r}, **how).save_pretrained('unpacked'); "
+    "T.from_pretrained({folder!r}, **how).save_pretrained('unpacked')\""
+)
 
 
 def find(model: str | Path) -> Path:
@@ -63,6 +69,8 @@ def check(folder: str | Path) -> None:
         raise ValueError(f"{folder} holds a pruned checkpoint: load it with rules2ranks.pruning.load_pruned")
     if not (folder / "config.json").is_file():
         other = "a PEFT adapter: merge it into its model first" if (folder / "adapter_config.json").is_file() else ""
+        if packed := sorted(path.name for path in folder.glob("*.gguf")):
+            other = f"GGUF only ({packed[0]}): {_UNPACK.format(folder=str(folder), file=packed[0])}"
         raise OSError(f"{folder} holds {other or 'no config.json, so no model that transformers saved'}")
     quantised = _json(folder / "config.json").get("quantization_config")
     if quantised:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 import yaml
 from filelock import FileLock, Timeout
@@ -122,11 +122,21 @@ def _explain(model: type[Params], item: Mapping[str, Any]) -> str:
         return f"{item['msg'].removeprefix('Value error, ')}."
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, allowed, n=1)
+        homes = [field for field, about in model.model_fields.items() if name in _names_within(about.annotation)]
         hint = f"did you mean {near[0]!r}? " if near else ""
+        if homes:
+            hint = f"it is a parameter of {' or '.join(map(repr, homes))}, and is given there. "
         return f"unknown parameter {name!r}: {hint}Allowed are {', '.join(allowed)}."
     if item["type"] == "missing":
         return f"parameter {name!r} is missing. Allowed are {', '.join(allowed)}."
     return f"parameter {name!r} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}."
+
+
+def _names_within(annotation: Any) -> set[str]:
+    """The names of the parameters that a field takes, of whatever kind it is."""
+    if isinstance(annotation, type) and issubclass(annotation, Params):
+        return set(annotation.model_fields)
+    return set().union(*map(_names_within, get_args(annotation)))
 
 
 # --- results ----------------------------------------------------------------------------------------------------

@@ -108,6 +108,41 @@ def ranked(layers: Sequence[Layer], target: float, standardise: bool = False) ->
     return Choice(gone, sum(group.cost for group in groups))
 
 
+def same(layers: Sequence[Layer], target: float, multiple: int = 1) -> Choice:
+    """Every layer keeps the same number of groups of each kind, and of channels a multiple of `multiple`.
+
+    What comes nearest to `target` parameters; of equals that whose attention is nearest to its share. The result is a
+    model of one size for all layers, as configurations of ordinary checkpoints have it.
+
+    Raises:
+        ValueError: the layers are not of one size, or have no such multiple.
+    """
+    (first, *others) = layers
+    if any(
+        [(part.count, part.cost) for part in layer] != [(part.count, part.cost) for part in first] for layer in others
+    ):
+        raise ValueError("spread same is for layers of one size")
+    attention, channels = first
+    options = [
+        (heads, number)
+        for heads in range(attention.count)
+        for number in range(channels.count)
+        if (channels.count - number) % multiple == 0
+    ]
+    if not options:
+        raise ValueError(f"no multiple of {multiple} is among 1 to {channels.count} channels")
+    share = target / sum(layer.cost for layer in layers)
+
+    def miss(option: tuple[int, int]) -> tuple[float, float, int]:
+        heads, number = option
+        gone = len(layers) * (heads * attention.cost + number * channels.cost)
+        return abs(gone - target), abs(heads - share * attention.count), heads
+
+    heads, number = min(options, key=miss)
+    highest = max(heads * attention.cost + number * channels.cost for heads, number in options) * len(layers)
+    return Choice([(layer.attention.least(heads), layer.channels.least(number)) for layer in layers], highest)
+
+
 class Scheme(NamedTuple):
     """A way to spread what goes over layers, and the arguments that it `takes` beside layers and target."""
 
@@ -119,6 +154,7 @@ SPREADS = {
     "uniform": Scheme(uniform, ()),
     "importance": Scheme(in_proportion, ("blocks",)),
     "global": Scheme(ranked, ("standardise",)),
+    "same": Scheme(same, ("multiple",)),
 }
 Spread = Literal[*SPREADS]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -28,7 +28,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which groups stay in every layer. `ratio` was asked for, `removed` is what the plan really removes."""
+    """Which groups stay in every layer. `ratio` was asked for, `removed` is the share of the model that really goes."""
 
     ratio: float
     removed: float
@@ -45,16 +45,20 @@ def plan(
     protect: tuple[int, int] = (0, 0),
     blocks: Sequence[float] | None = None,
     standardise: bool = False,
+    multiple: int = 1,
+    of: Literal["model", "layers"] = "model",
 ) -> Plan:
     """Choose the groups that stay so that `ratio` of the whole model's parameters goes, to within one point.
 
     Args:
-        ratio: in (0, 1), a share of all parameters of the model, embeddings included.
+        ratio: in (0, 1), a share of all parameters of the model, embeddings included; or `of` its "layers": of the
+            groups' parameters in all of them, which a large vocabulary leaves as they are.
         spread: how the loss is spread over the unprotected layers, a name of `spreads.SPREADS`: `uniform`,
-            `importance` (`spreads.in_proportion`) or `global` (`spreads.ranked`).
+            `importance` (`spreads.in_proportion`), `global` (`spreads.ranked`) or `same` (`spreads.same`).
         protect: how many layers stay whole at the beginning and at the end.
         blocks: for `importance`: how much each decoder layer matters, such as `block_importance` says.
         standardise: for `global`: rank by importance standardised within each layer and kind.
+        multiple: for `same`: of what each layer keeps a multiple of channels.
 
     Raises:
         ValueError: a value out of range, scores of another model, or a ratio that cannot be reached while one attention
@@ -64,10 +68,12 @@ def plan(
     _check(layers, ratio, spread, protect)
     choose, takes = SPREADS[spread]
     first, end = protect[0], len(layers) - protect[1]
-    options: dict[str, Any] = {"standardise": standardise} if "standardise" in takes else {}
+    given = {"standardise": standardise, "multiple": multiple}
+    options: dict[str, Any] = {name: value for name, value in given.items() if name in takes}
     if "blocks" in takes:
         options["blocks"] = _block_weights(blocks, len(layers))[first:end]
-    total = parameter_count(model)
+    whole, cuttable = parameter_count(model), sum(layer.cost for layer in layers)
+    total = whole if of == "model" else cuttable
     gone, highest = choose(layers[first:end], ratio * total, **options)
     gone = [([], [])] * protect[0] + gone + [([], [])] * protect[1]
     pairs = list(zip(layers, gone, strict=True))
@@ -76,7 +82,7 @@ def plan(
         raise ValueError(
             f"ratio {ratio} cannot be reached (spread {spread}, protect {protect}, at least one attention group and "
             f"one channel in each layer): the nearest is {removed / total:.4f}, "
-            f"the highest reachable {highest / total:.4f}"
+            f"the highest reachable {highest / total:.4f}{_why(layers, whole, cuttable, of)}"
         )
     kept = tuple(
         Kept(
@@ -87,7 +93,20 @@ def plan(
         )
         for layer, (attention, channels) in pairs
     )
-    return Plan(ratio, removed / total, spread, kept)
+    return Plan(ratio, removed / whole, spread, kept)
+
+
+def _why(layers: Sequence[spreads.Layer], whole: int, cuttable: int, of: str) -> str:
+    """What stands in the way of more, as a sentence of its own; empty if it is nothing unusual."""
+    said = []
+    if of == "model" and cuttable < whole / 2:
+        said.append(
+            f"{1 - cuttable / whole:.0%} of the parameters are outside the layers' groups (embeddings, mostly): take a "
+            "share of the layers' instead (of='layers'), or cut the vocabulary first"
+        )
+    if any(layer.attention.count == 1 for layer in layers):
+        said.append("with one key/value head a layer's attention never goes")
+    return "".join(f". {each[0].upper()}{each[1:]}" for each in said)
 
 
 def others(some: Iterable[int], count: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -24,6 +25,8 @@ def prune(
     protect: tuple[int, int] = (0, 0),
     blocks: Sequence[float] | None = None,
     standardise: bool = False,
+    multiple: int = 1,
+    of: Literal["model", "layers"] = "model",
     means: Means | None = None,
 ) -> nn.Module:
     """A sliced copy of `model`, which stays as it is: `ratio` of its parameters gone, the least important groups.
@@ -50,7 +53,8 @@ def prune(
     if not isinstance(ratio, Plan):
         if scores is None:
             raise ValueError("a ratio needs the scores of the groups (see importance); a plan does not")
-        ratio = make_plan(model, scores, ratio, spread=spread, protect=protect, blocks=blocks, standardise=standardise)
+        how = {"blocks": blocks, "standardise": standardise, "multiple": multiple, "of": of}
+        ratio = make_plan(model, scores, ratio, spread=spread, protect=protect, **how)
     elif scores is not None:
         raise ValueError("a plan says already which groups stay: pass scores with a ratio only")
     return keep(_copy(model, ratio, means), [(kept.attention, kept.channels) for kept in ratio.layers])

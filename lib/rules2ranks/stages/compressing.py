@@ -29,8 +29,9 @@ MatrixRank = Annotated[int, Field(ge=0, le=256)]
 
 
 class Pruning(runs.Params):
-    """Remove whole groups until `ratio` of all the model's parameters are gone.
+    """Remove whole groups until `ratio` of all the model's parameters are gone, or `of` those of its layers' groups.
 
+    With the spread `same`, which needs all layers, what is left is a model of one size for all: see `multiple` there.
     `standardise` makes scores comparable over layers before a global ranking, as FLAP's authors do with theirs;
     `compensate` adds what removed inputs contributed on average to the biases (FLAP), whatever the importance.
     `protect` counts the layers that stay whole at the beginning and at the end.
@@ -43,7 +44,18 @@ class Pruning(runs.Params):
     standardise: bool = False
     compensate: bool = False
     protect: Protect = (1, 1)
+    # Defaults of what came later are left out, so that results from before are found under their own parameters.
+    multiple: Annotated[Size, Field(exclude_if=lambda multiple: multiple == 1)] = 1
+    of: Annotated[Literal["model", "layers"], Field(exclude_if=lambda of: of == "model")] = "model"
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _of_one_size(self) -> Self:
+        if self.spread == "same" and self.protect != (0, 0):
+            raise ValueError("spread same gives all layers one size: it needs protect=(0, 0)")
+        if self.multiple != 1 and self.spread != "same":
+            raise ValueError(f"multiple is for spread same, not for {self.spread}")
+        return self
 
     def reads(self) -> tuple[Path, ...]:
         return (SHIPPED_WEIGHTS,) if self.base == "language" else ()
@@ -164,6 +176,7 @@ def _sliced(about: Subject, scored: pruning.Scores, given: Pruning) -> nn.Module
     blocks = seen(pruning.block_importance) if given.spread == "importance" else None
     means = (scored.means or seen(pruning.input_means)) if given.compensate else None
     how = {"spread": given.spread, "protect": given.protect, "blocks": blocks, "standardise": given.standardise}
+    how |= {"multiple": given.multiple, "of": given.of}
     return pruning.prune(about.model, given.ratio, scored, **how, means=means)
 
 

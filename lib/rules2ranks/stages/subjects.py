@@ -234,14 +234,21 @@ class OwnSubject(Subject):
         self.beside = tuple(checkpoints.tokenizer_files(checkpoints.find(base.model)))
 
     @cached_property
+    def tokenizer(self) -> Any:
+        return own_texts.tokenizer_of(self.base.model)
+
+    @cached_property
     def encoded(self) -> dict[texts.Part, tuple]:
         """Tokens and labels of the three parts of the texts, as `texts.encode` gives them."""
-        tokenizer, given = own_texts.tokenizer_of(self.base.model), self.base
+        given = self.base
         found = texts.split(texts.read(given.data), given.held_out)
-        return {part: texts.encode(x, tokenizer, given.length, given.train_on_prompt) for part, x in found.items()}
+        return {part: texts.encode(x, self.tokenizer, given.length, given.train_on_prompt) for part, x in found.items()}
 
     def load(self) -> nn.Module:
         # What is wrong with the texts is told before a large model is loaded.
+        positions = getattr(self.skeleton().config, "max_position_embeddings", None)
+        if positions and self.base.length > positions:
+            raise ValueError(f"length is {self.base.length} tokens, but the model's positions end at {positions}")
         highest = max(int(tokens.max()) for tokens, _ in self.encoded.values())
         model = models.load_causal_lm(self.base.model, self.base.dtype)
         if highest >= (known := model.get_input_embeddings().num_embeddings):
@@ -269,7 +276,8 @@ class OwnSubject(Subject):
         return own_texts.text_scores(model, batch, self.base.at_once)
 
     def sample(self, size: int, seed: int) -> Batch:
-        return training.on_device(texts.windows(*self.encoded["train"], size, self.base.calibration_length, seed))
+        length, start = self.base.calibration_length, texts.start_token(self.tokenizer)
+        return training.on_device(texts.windows(*self.encoded["train"], size, length, seed, start))
 
     def positions(self, batch: Batch) -> Tensor:
         return own_texts.before_labels(batch[1])[:, : own_texts.used(batch[1])]

@@ -93,7 +93,7 @@ def split(texts: Sequence[Text], held_out: int) -> dict[Part, list[Text]]:
     if len(parts["train"]) < held_out:
         raise ValueError(
             f"{sum(map(len, parts.values()))} different texts are too few to hold out {held_out} each for search and "
-            f"report and to train on no fewer: a smaller held_out, or more texts"
+            "report and to train on no fewer: a smaller held_out, or more texts (in a .txt file blank lines part them)"
         )
     return parts
 
@@ -140,9 +140,19 @@ def some(tokens: np.ndarray, labels: np.ndarray, n: int, seed: int) -> tuple[np.
     return tokens[rows], labels[rows]
 
 
-def windows(tokens: np.ndarray, labels: np.ndarray, n: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def start_token(tokenizer: Any) -> int | None:
+    """The token that the tokenizer begins every text with; None if it does not."""
+    begun = tokenizer("").input_ids
+    return begun[0] if begun and begun[0] == tokenizer.bos_token_id else None
+
+
+def windows(
+    tokens: np.ndarray, labels: np.ndarray, n: int, length: int, seed: int, start: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """`n` windows of `length` tokens, drawn from `seed`: each from any text and any place that has something to learn.
 
+    With `start`, the `start_token`, every window begins with it, in the place of its first token: some models say
+    nothing sensible without one.
     `tokens` and `labels` are `encode`'s; so is what comes back, `(n, length)` or as wide as the texts are. A text that
     is shorter than a window is taken whole, with its padding.
 
@@ -159,7 +169,10 @@ def windows(tokens: np.ndarray, labels: np.ndarray, n: int, length: int, seed: i
     earliest = np.maximum(0, first - length + 1)
     starts = rng.integers(earliest, np.maximum(earliest, end - length) + 1)
     places = starts[:, None] + np.arange(length)
-    return tokens[rows[:, None], places], labels[rows[:, None], places]
+    drawn, wanted = tokens[rows[:, None], places], labels[rows[:, None], places]
+    if start is not None:
+        drawn[:, 0], wanted[:, 0] = start, IGNORED
+    return drawn, wanted
 
 
 def _entries(path: Path, content: str) -> list[Any]:
