@@ -17,6 +17,7 @@ from rules2ranks.pruning.files import load_pruned, save_pruned, skeleton
 from rules2ranks.pruning.plans import Kept, Plan, plan
 from rules2ranks.pruning.portable import make_portable
 from rules2ranks.pruning.slicing import mask, prune, report
+from rules2ranks.pruning.vocabulary import cut_tokenizer, keep_tokens
 
 __all__ = [
     "Database",
@@ -27,10 +28,12 @@ __all__ = [
     "add_biases",
     "block_importance",
     "check_architecture",
+    "cut_tokenizer",
     "decoder_layers",
     "groups",
     "importance",
     "input_means",
+    "keep_tokens",
     "levels",
     "load_pruned",
     "make_portable",

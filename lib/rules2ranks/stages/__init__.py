@@ -15,6 +15,8 @@ HOMES = {
     "fragility": "compressing",
     "retrain": "retraining",
     "benchmark": "own_model",
+    "gemma": "real_models",
+    "vocabulary": "real_models",
 }
 
 

