@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+#: So many columns are taken out before the inverse is brought up to date.
+WAITING = 64
 #: What is added to H's diagonal, as a share of its mean.
 DAMPING = 0.01
 
@@ -36,44 +38,85 @@ def removal(
 
     weight: (outputs, inputs). moment: X·Xᵀ, up to a factor, (inputs, inputs). groups: the columns of each group,
     (groups, columns of one). levels: numbers of groups gone at which the weights are asked for. Computed in float64: n
-    groups of s columns of n·s inputs take n rank-s updates of (inputs + outputs) × inputs.
+    groups of s columns of n·s inputs take n rank-s updates of outputs × inputs, and the inverse's all in one.
 
     Raises:
         ValueError: shapes that do not fit, a damping that is not above 0, a level outside 0…groups, or a moment that is
             not finite or all zero.
     """
     _check(weight, moment, groups, levels, damping)
-    h, w = moment.double().clone(), weight.double().clone()
+    h = moment.double().clone()
     h.diagonal().add_(damping * h.diagonal().mean())
+    w = weight.double()
     whole = ((w @ h) * w).sum().item() or 1.0
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    state = _State(w.clone(), torch.cholesky_inverse(torch.linalg.cholesky(h)), groups)
     order: list[int] = []
-    errors, weights, here = [0.0], {0: weight.clone()}, torch.ones(len(groups), dtype=torch.bool, device=w.device)
+    errors, weights = [0.0], {0: weight.clone()}
     for number in range(1, len(groups) + 1):
-        left = here.nonzero()[:, 0]
-        costs = _costs(w, inverse, groups[left])
-        gone = int(left[costs.argmin()])
-        columns = groups[gone]
-        taken = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
-        w -= w[:, columns] @ taken
-        inverse -= inverse[:, columns] @ taken
-        w[:, columns] = 0
-        here[gone] = False
+        gone, cost = state.remove_least()
         order.append(gone)
-        errors.append(errors[-1] + costs.min().item() / whole)
+        errors.append(errors[-1] + cost / whole)
         if number in levels:
-            weights[number] = w.to(weight.dtype, copy=True)
+            weights[number] = state.weights(weight.shape).to(weight.dtype)
     return Removal(tuple(order), tuple(errors), {level: weights[level] for level in sorted(levels)})
 
 
-def _costs(w: Tensor, inverse: Tensor, groups: Tensor) -> Tensor:
-    """What each group's going costs: tr(W_g·([H⁻¹]_gg)⁻¹·W_gᵀ)."""
-    if groups.shape[1] == 1:
-        columns = groups[:, 0]
-        return w[:, columns].square().sum(0) / inverse.diagonal()[columns]
-    blocks = inverse[groups[:, :, None], groups[:, None, :]]  # (groups, s, s)
-    own = w[:, groups].permute(1, 2, 0)  # (groups, s, outputs)
-    return (own * torch.linalg.solve(blocks, own)).sum((1, 2))
+class _State:
+    """Weights and inverse of the groups that are left, after some have gone.
+
+    The inverse is the larger of the two. What is to be taken off it waits until there is enough for one product of
+    matrices, and rows that are asked for meanwhile are brought up to date; so are each group's own blocks, always. What
+    is gone is left out of all of them at the same time.
+    """
+
+    def __init__(self, w: Tensor, inverse: Tensor, groups: Tensor):
+        self.w, self.inverse, self.groups = w, inverse, groups
+        self.names, self.columns = torch.arange(len(groups)), torch.arange(w.shape[1])
+        self.blocks = inverse[groups[:, :, None], groups[:, None, :]].clone()  # (groups, s, s)
+        self.here = torch.ones(len(groups), dtype=torch.bool, device=w.device)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.left, self.taken = self.w.new_empty(len(self.inverse), 0), self.w.new_empty(0, len(self.inverse))
+
+    def remove_least(self) -> tuple[int, float]:
+        """Take out the group whose going costs least: tr(W_g·([H⁻¹]_gg)⁻¹·W_gᵀ). Its number, and the cost."""
+        costs = self._costs().masked_fill(~self.here, torch.inf)
+        place = int(costs.argmin())
+        columns = self.groups[place]
+        rows = self.inverse[columns] - self.left[columns] @ self.taken  # (s, inputs); the inverse is symmetric
+        taken = torch.linalg.solve(rows[:, columns], rows)
+        self.w -= self.w[:, columns] @ taken
+        self.w[:, columns] = 0
+        of_groups = rows.T[self.groups]  # (groups, s, s of the one that goes)
+        self.blocks -= of_groups @ taken.T[self.groups].mT
+        self.here[place] = False
+        name = int(self.names[place])
+        self.left, self.taken = torch.cat([self.left, rows.T], 1), torch.cat([self.taken, taken])
+        if len(self.taken) >= WAITING and self.here.any():
+            self._leave_out()
+        return name, costs[place].item()
+
+    def _costs(self) -> Tensor:
+        if self.groups.shape[1] == 1:
+            return self.w[:, self.groups[:, 0]].square().sum(0) / self.blocks[:, 0, 0]
+        own = self.w[:, self.groups].permute(1, 2, 0)  # (groups, s, outputs)
+        blocks = self.blocks.clone()
+        blocks[~self.here] = torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
+        return (own * torch.linalg.solve(blocks, own)).sum((1, 2))
+
+    def _leave_out(self) -> None:
+        stays = self.groups[self.here].flatten().sort().values
+        self.inverse = self.inverse[stays][:, stays] - self.left[stays] @ self.taken[:, stays]
+        self.w, self.columns = self.w[:, stays], self.columns[stays]
+        self.groups = torch.searchsorted(stays, self.groups[self.here])
+        self.blocks, self.names = self.blocks[self.here], self.names[self.here]
+        self.here = self.here[self.here]
+        self._clear()
+
+    def weights(self, shape: torch.Size) -> Tensor:
+        """The weights in their whole shape, zeros where a group is gone."""
+        return self.w.new_zeros(shape).index_copy_(1, self.columns.to(self.w.device), self.w)
 
 
 def _check(weight: Tensor, moment: Tensor, groups: Tensor, levels: Collection[int], damping: float) -> None:

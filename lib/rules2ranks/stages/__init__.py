@@ -16,6 +16,7 @@ HOMES = {
     "retrain": "retraining",
     "benchmark": "own_model",
     "gemma": "real_models",
+    "prose": "real_models",
     "vocabulary": "real_models",
 }
 

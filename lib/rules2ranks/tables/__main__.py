@@ -33,7 +33,7 @@ MAKERS: dict[str, Maker] = {
     "mending_rates": recoveries.mending_rates,
     "mendings": recoveries.mendings,
 }
-ON_REQUEST: dict[str, Maker] = {"language_suite": language_suite.language_suite}
+ON_REQUEST: dict[str, Maker] = {"language_suite": language_suite.language_suite, "real_model": levels.real_model}
 
 
 def profile_settings(profile: str) -> dict[str, Any]:

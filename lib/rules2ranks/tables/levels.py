@@ -18,12 +18,15 @@ from rules2ranks.tables.many import measure, seconds_of, stage_jobs
 
 #: The controls that are many choices: reported under fewer seeds.
 MANY = ("random levels", "neighbours")
+#: What the unpruned model is called.
+WHOLE = "whole"
 
 
 class Setting(Question):
     """A question, and who is to answer it.
 
-    `slices` are prunings by importance, without a database, by their name in the table. `controls` are of
+    `slices` are prunings by importance, without a database, by their name in the table. With `whole` the unpruned model
+    stands beside, recovered as all the others: what training alone does. `controls` are of
     `shapes.CONTROLS`; `many` of the random ones and neighbours, reported under `few_seeds`, and judged after each share
     of `shares`. `variants` are searchers with settings of their own: `searcher`, `start` (a control), `settled` (a
     control, whose levels stay), `spent` (of `limit`, before the search begins), and what is other. Each choice is
@@ -31,6 +34,7 @@ class Setting(Question):
     """
 
     slices: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    whole: bool = False
     controls: list[Literal[*shapes.CONTROLS]]
     many: Size = 1
     shares: list[Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=list)
@@ -107,6 +111,11 @@ def levels(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
     row a choice as it is cut, at share 0, and a judging of the many after each share of the schedule).
     """
     return _table("levels", settings, workers)
+
+
+def real_model(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
+    """The same of a real language model, beside the unpruned one: needs the extra ``gemma``."""
+    return _table("real_model", settings, workers)
 
 
 def joint(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
@@ -198,6 +207,8 @@ def _measured(setting: Setting, row: dict[str, Any]) -> runs.Result:
 def _choices(name: str, setting: Setting, searched: Rows) -> list[Chosen]:
     problem = Problem(setting)
     found = [Chosen(name, kind, None, setting.slice(kind)) for kind in setting.slices]
+    if setting.whole:
+        found.append(Chosen(name, WHOLE, None, problem.cut(Configuration())))
     for kind in setting.controls:
         own = problem.control(kind, setting.many)
         for place, choice in enumerate(own):
