@@ -1,13 +1,14 @@
 """The stages that compress, at tiny sizes: equal choices are one result, and a fidelity is a stop on one schedule."""
 
 import math
+import shutil
 
 import pytest
 import torch
 
 from rules2ranks import models, pruning, recovery, stages
 from rules2ranks.runs import ParameterError
-from rules2ranks.stages import compressing, retraining, subjects
+from rules2ranks.stages import compressing, ranks, retraining, subjects
 from rules2ranks.stages.compressing import Pruning, Recovery
 from tiny_rows import TINY
 
@@ -28,11 +29,11 @@ def test_pruned_and_recovered_at_half_the_size():
     before = stages.prune(**pruned)
     assert before.metrics["parameters_removed"] == pytest.approx(0.4, abs=0.01)
     assert before.metrics["after"]["loss"] > before.metrics["before"]["loss"]
-    ranks = [0, 1, 2, 1, 1, 3, 1, 0]
-    after = stages.recover(pruned=pruned, ranks=ranks, steps=6)
+    by_layer = [0, 1, 2, 1, 1, 3, 1, 0]
+    after = stages.recover(pruned=pruned, ranks=by_layer, steps=6)
     assert after.metrics["loss"] < before.metrics["after"]["loss"]
     model = compressing.load_pruned(Pruning.check(pruned))
-    assert after.metrics["trained_parameters"] == recovery.lora_parameters(model, ranks)
+    assert after.metrics["trained_parameters"] == recovery.lora_parameters(model, by_layer)
     loaded = recovery.load_adapter(model, after.folder)
     score = subjects.subject("language").evaluate("report", loaded)
     # The same weights on the same examples; only the merge order of the adapter may round differently.
@@ -91,8 +92,8 @@ def test_the_shipped_model_solves_its_tasks():
 def test_ranks_said_in_three_ways_are_one_result():
     names = subjects.subject("language").shapes.matrices
     one = stages.recover(**SHORT, ranks=2)
-    for ranks in ([2] * 8, dict.fromkeys(names, 2), {**dict.fromkeys(names, 2)}):
-        assert stages.recover.find(**SHORT, ranks=ranks).folder == one.folder
+    for said in ([2] * 8, dict.fromkeys(names, 2), {**dict.fromkeys(names, 2)}):
+        assert stages.recover.find(**SHORT, ranks=said).folder == one.folder
     assert one.params["ranks"] == dict.fromkeys(names, 2)
     assert Recovery(**SHORT, ranks=[0, 1, 0, 0, 0, 0, 0, 0]).ranks == {n: 1 for n in names if ".layers.1." in n}
     assert Recovery(**SHORT, stop=5) == Recovery(**SHORT)
@@ -227,3 +228,42 @@ def test_the_model_of_a_rule_is_retrained():
         found = stages.retrain(pruned=pruned, start=start, steps=2, batch=2, examples=8)
         assert found.metrics["trained_parameters"] == stages.prune(**pruned).metrics["parameters_after"]
         assert found.file("model.safetensors").is_file()
+
+
+def test_at_ratio_0_the_whole_model_is_recovered_and_nothing_is_pruned(trained_batches):
+    whole = {"pruned": {"ratio": 0}}
+    alone = stages.recover(**whole, ranks=0).metrics
+    assert alone["loss"] == subjects.subject("language").evaluate("report")["loss"]
+    trained = stages.recover(**whole, ranks=2, steps=2, examples=56).metrics
+    assert trained["trained_parameters"] > 0 and len(trained_batches) == 2
+    assert compressing.pruned_shapes(compressing.Pruning(ratio=0)) == subjects.subject("language").shapes
+    with pytest.raises(ValueError, match="nothing to prune"):
+        stages.prune(ratio=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"spread": "same"}, r"needs protect=\(0, 0\)"),
+        ({"multiple": 8}, "multiple is for spread same, not for uniform"),
+    ],
+)
+def test_one_size_for_all_layers_is_asked_for_in_full(change, said):
+    with pytest.raises(ParameterError, match=said):
+        stages.prune(**change)
+
+
+def test_one_size_for_all_layers_is_a_multiple_and_an_ordinary_checkpoint(tmp_path):
+    made = stages.prune(ratio=0.4, spread="same", protect=(0, 0), multiple=8)
+    (size,) = {tuple(each.items()) for each in made.metrics["sizes"]}
+    assert dict(size)["channels"] % 8 == 0 and abs(made.metrics["parameters_removed"] - 0.4) < 0.01
+    shutil.copytree(made.folder, tmp_path / "copy")
+    assert pruning.make_portable(tmp_path / "copy")
+
+
+def test_a_question_s_inner_parameters_are_shown_their_place():
+    for name, home in (("base", "'pruned'"), ("lr", "'recover'")):
+        with pytest.raises(
+            ParameterError, match=f"unknown parameter '{name}': it is a parameter of {home}, and is given"
+        ):
+            ranks.Question.check({"pruned": {}, name: 1})

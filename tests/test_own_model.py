@@ -378,7 +378,7 @@ def test_mistakes_in_other_bases_are_told_with_their_names():
     for base, said in [
         ({"sauce": 30}, "'base.rule' = .* unknown parameter 'sauce': did you mean 'source'"),
         ({"model": "x"}, "'base.own' = .* parameter 'data' is missing. Allowed are model, data, length"),
-        ("langage", "'base.shipped' = 'langage': Input should be 'language'"),
+        ("langage", "'base.shipped' = 'langage': Input should be 'language' or 'gemma'"),
     ]:
         with pytest.raises(ParameterError, match=said):
             stages.prune(base=base)
@@ -396,6 +396,13 @@ def test_texts_and_model_have_to_fit(home, tmp_path, tokenizer):
         path.unlink()
     with pytest.raises(ValueError, match=r"small holds no tokenizer: expected tokenizer\.json"):
         stages.prune(base=base)
+    save(LlamaConfig(**SHAPE | {"max_position_embeddings": 128}, vocab_size=300), tmp_path / "short", tokenizer)
+    with pytest.raises(ValueError, match="length is 240 tokens, but the model's positions end at 128"):
+        stages.prune(base=of(home) | {"model": str(tmp_path / "short")})
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "some.gguf").touch()
+    with pytest.raises(OSError, match=r"holds GGUF only \(some\.gguf\): [^$]*from_pretrained"):
+        stages.prune(base=of(home) | {"model": str(tmp_path / "packed")})
     experts = MixtralConfig(**SHAPE, vocab_size=300, num_local_experts=2)
     save(experts, tmp_path / "experts", tokenizer)
     with pytest.raises(ValueError, match=r"Mixtral\S+ cannot be pruned: .*not in the table.*supported are Llama"):

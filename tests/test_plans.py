@@ -194,3 +194,22 @@ def test_too_coarse_a_model_is_told_the_nearest_ratio():
 def test_plan_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         pruning.plan(**{"model": LLAMA, "scores": SCORES, "ratio": 0.3, **change})
+
+
+def test_a_share_of_the_layers_is_a_smaller_share_of_the_model():
+    model = build(channels=40, hidden=12, layers=3)
+    scores = pruning.importance(model, (), None, "l2")
+    cuttable = sum(part.count * part.parameters for layer in pruning.groups(model) for part in layer.parts)
+    share = cuttable / parameter_count(model)
+    of_layers = pruning.plan(model, scores, 0.3, of="layers")
+    of_model = pruning.plan(model, scores, 0.3 * share)
+    assert of_layers.removed == of_model.removed == pytest.approx(0.3 * share, abs=0.01)
+    assert of_layers.layers == of_model.layers
+
+
+def test_what_stands_in_the_way_of_more_is_said():
+    model = build(kv=1, channels=8, hidden=12, layers=1)
+    model.resize_token_embeddings(200, mean_resizing=False)
+    scores = pruning.importance(model, (), None, "l2")
+    with pytest.raises(ValueError, match=r"outside the layers' groups .*of='layers'.* one key/value head"):
+        pruning.plan(model, scores, 0.6)

@@ -1,14 +1,20 @@
 """A cut vocabulary: the same texts give the same tokens, any other still encodes, and logits are those of before."""
 
 import json
+import math
 import random
+import sys
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rules2ranks import stages
 from rules2ranks.pruning import cut_tokenizer, keep_tokens
+from rules2ranks.stages import real_models, subjects
+from rules2ranks.stages.own_texts import OwnModel
+from rules2ranks.tasks import english
 
 WORDS = "the quick brown fox jumps over lazy dogs while seven silent wizards vex a jolly judge of black quartz".split()
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<unused>"]
@@ -133,3 +139,41 @@ def test_other_tokenizers_are_refused():
     pieces = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     with pytest.raises(ValueError, match="of the kind WordPiece cannot be cut"):
         cut_tokenizer(PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]"), ["a"])
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_with_the_vocabulary_of_its_texts_takes_the_place_of_the_whole_one(store, tmp_path):
+    tokenizer = byte_fallback()
+    tiny(len(tokenizer), True).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "texts.json").write_text(json.dumps([{"text": text} for text in corpus(5, 60)[:30]]))
+    given = {"model": str(tmp_path / "model"), "data": str(tmp_path / "texts.json")}
+    made = stages.vocabulary(**given)
+    assert made.metrics["tokens_after"] < made.metrics["tokens_before"] == len(tokenizer)
+    assert made.metrics["parameters_removed"] > 0
+    how = {"length": 20, "held_out": 5}
+    before, after = (
+        subjects.subject(OwnModel(**given | {"model": str(model)} | how)).held_out("report")
+        for model in (given["model"], made.folder)
+    )
+    assert torch.equal(before[1] != -100, after[1] != -100)
+    loss = subjects.subject(OwnModel(**given | {"model": str(made.folder)} | how)).evaluate("report")["loss"]
+    assert 0 < loss < math.log(made.metrics["tokens_after"]) + 1
+
+
+def test_texts_of_packages_are_prose_and_the_same_again():
+    found = english.paragraphs(["numpy"])
+    assert len(found) > 20 and found == english.paragraphs(["numpy"])
+    for text in found:
+        assert text[0].isupper() and text.endswith(".") and len(text.split()) >= english.WORDS and ">>>" not in text
+    assert len({tuple(text.lower().split()[: english.ALIKE]) for text in found}) == len(found)
+    with pytest.raises(ValueError, match="none_such is not installed"):
+        english.paragraphs(["none_such"])
+
+
+def test_gemma_is_asked_for_by_name_where_its_packages_are_not(store, monkeypatch):
+    monkeypatch.setitem(sys.modules, real_models.PACKAGE, None)
+    with pytest.raises(ImportError, match=r"read its terms, https://ai\.google\.dev/gemma/terms, .*EXTRAS=gemma"):
+        stages.gemma()

@@ -111,13 +111,25 @@ def collect(
 
 
 def mean_gradients(model: nn.Module, tensors: Sequence[Tensor], batches: Sequence[Any], loss: Loss) -> list[Tensor]:
-    """Gradient of the mean loss over the batches, in float32."""
-    sums = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in tensors]
-    with evaluating(model), differentiable(tensors):
+    """Gradient of the mean loss over the batches, in float32.
+
+    Each tensor's gradient is added as soon as it is there and given up, so that beside the model there is room for its
+    float32 sums only: a model of n parameters needs 4 n bytes more.
+    """
+    sums = {tensor: torch.zeros_like(tensor, dtype=torch.float32) for tensor in tensors}
+
+    def take(tensor: Tensor) -> None:
+        sums[tensor].add_(tensor.grad)
+        tensor.grad = None
+
+    with evaluating(model), differentiable(tensors), ExitStack() as handles:
+        for tensor in sums:
+            handles.callback(setattr, tensor, "grad", tensor.grad)
+            tensor.grad = None
+            handles.enter_context(tensor.register_post_accumulate_grad_hook(take))
         for batch in batches:
-            for total, gradient in zip(sums, torch.autograd.grad(loss(model, batch), tensors), strict=True):
-                total += gradient
-    return [total / len(batches) for total in sums]
+            torch.autograd.backward(loss(model, batch), inputs=list(sums))
+    return [sums[tensor].div_(len(batches)) for tensor in tensors]
 
 
 def example_gradients(

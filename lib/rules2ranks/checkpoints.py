@@ -28,7 +28,8 @@ _CONVERT = (
 _UNPACK = (
     "if it is of an architecture that README names, let transformers unpack it once (package gguf):\n"
     '  python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-    "how = dict(gguf_file={file!r}); M.from_pretrained({folder!r}, **how).save_pretrained('unpacked'); "
+    "how = dict(gguf_file={file!r}); m = M.from_pretrained({folder!r}, **how); m.hf_quantizer = None; "
+    "del m.config.quantization_config; m.save_pretrained('unpacked'); "
     "T.from_pretrained({folder!r}, **how).save_pretrained('unpacked')\""
 )
 

@@ -11,7 +11,7 @@ from rules2ranks.stages.subjects import subject
 from rules2ranks.tables import plans
 from rules2ranks.tables.levels import MANY, read
 
-TABLE, JOINT = "levels", "joint"
+TABLE, JOINT, REAL = "levels", "joint", "real_model"
 #: DarwinLM and the plain evolution that it is tested against, by where they start.
 PAIRS = {
     "the same share of every part": ("DarwinLM", "evolution"),
@@ -64,11 +64,33 @@ def orders() -> pd.DataFrame:
     return found
 
 
-def as_cut() -> pd.DataFrame:
+def as_cut(table: str = TABLE) -> pd.DataFrame:
     """The choices before any training, means of an allocator's: divergence and loss, by (setting, allocator)."""
-    judged = tables.read(f"{TABLE}_judged").table
+    judged = tables.read(f"{table}_judged").table
     judged = judged[judged.share == 0]
     return judged.groupby(["setting", "allocator"], sort=False)[["kl", "loss", "removed"]].mean()
+
+
+#: Settings of the real model and of the small one whose orders are compared, and what the same choice is called there.
+BESIDE, SAME = {"50 % of the layers": "50 %", "20 % of the layers": "30 %"}, {"global": "global, all layers"}
+
+
+def orders_alike() -> pd.DataFrame:
+    """Spearman's ρ of losses after recovery, the real model's and the small one's, over the choices that both have.
+
+    By the real model's setting, with a 95 % bootstrap interval over so few `choices`.
+    """
+    real, small = (tables.read(name).table.groupby(["setting", "allocator"]).loss.mean() for name in (REAL, TABLE))
+    rows = {}
+    for setting, other in BESIDE.items():
+        both = {
+            name: SAME.get(name, name) for name in real[setting].index if SAME.get(name, name) in small[other].index
+        }
+        found = evaluation.correlation(
+            real[setting][list(both)], small[other][list(both.values())].set_axis(list(both))
+        )
+        rows[setting] = [other, found.estimate, found.low, found.high, len(both)]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["small", "rho", "low", "high", "choices"])
 
 
 def shape(setting: str, allocator: str, which: int | None = None) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Stages that compress: prune a model, recover it, and see how far a rule's model can be pruned."""
 
+import copy
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -31,6 +32,7 @@ MatrixRank = Annotated[int, Field(ge=0, le=256)]
 class Pruning(runs.Params):
     """Remove whole groups until `ratio` of all the model's parameters are gone, or `of` those of its layers' groups.
 
+    At ratio 0 nothing is: `recover` then trains the whole model, which every pruned one should be compared with.
     With the spread `same`, which needs all layers, what is left is a model of one size for all: see `multiple` there.
     `standardise` makes scores comparable over layers before a global ranking, as FLAP's authors do with theirs;
     `compensate` adds what removed inputs contributed on average to the biases (FLAP), whatever the importance.
@@ -38,7 +40,7 @@ class Pruning(runs.Params):
     """
 
     base: Base = "language"
-    ratio: Share = 0.5
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     spread: Spread = "uniform"
     importance: Kind = "taylor"
     standardise: bool = False
@@ -143,7 +145,12 @@ def prune(work: Path, given: Pruning) -> dict:
     Metrics: parameters, FLOPs and file size before and after, held-out scores before and after, what each layer kept.
     Files: the pruned checkpoint that `pruning.load_pruned` reads (a model of rows: its weights and sizes), and beside
     it a model's own tokenizer.
+
+    Raises:
+        ValueError: the ratio is 0, which is for `recover`; or what importance, plan and architecture have against it.
     """
+    if not given.ratio:
+        raise ValueError("at ratio 0 there is nothing to prune: pass it on to recover, which trains the whole model")
     with training.reproducible(given.seed):
         about = subject(given.base)
         before = about.evaluate("report")
@@ -181,9 +188,11 @@ def _sliced(about: Subject, scored: pruning.Scores, given: Pruning) -> nn.Module
 
 
 def load_pruned(given: Pruning | Cut) -> nn.Module:
-    """The model of a pruning result, pruned if need be, on the device; one of levels is cut anew."""
+    """The model of a pruning result, pruned if need be, on the device; one of levels or the whole one is made anew."""
     if isinstance(given, Cut):
         return given.model()
+    if not given.ratio:
+        return copy.deepcopy(subject(given.base).model)
     result = prune(given)
     if not isinstance(given.base, Pretraining):
         return pruning.load_pruned(result.folder).to(training.device()).eval()
@@ -196,6 +205,8 @@ def pruned_shapes(given: Pruning | Cut) -> Shapes:
     """The shapes of a pruned model; no weights are read for them."""
     if isinstance(given, Cut):
         return given.shapes
+    if not given.ratio:
+        return subject(given.base).shapes
     return decoders.shapes(pruning.resize(subject(given.base).skeleton(), prune(given).metrics["sizes"]))
 
 

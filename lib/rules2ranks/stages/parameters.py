@@ -211,6 +211,13 @@ class OtherWays(Notebook, name="38_other_ways_to_mend"):
     seed: Seed
 
 
+class ARealModel(Notebook, name="39_a_real_model"):
+    model: Annotated[str, Field(description="gemma, a folder or hub name; empty: the one that the notebook makes")]
+    setting: str
+    share: Share
+    seed: Seed
+
+
 class OwnModel(Notebook, name="36_your_own_model"):
     model: Annotated[str, Field(description="folder or hub name; empty: the one that the notebook makes")]
     data: Annotated[str, Field(description="file of texts; empty: the one that the notebook makes")]

@@ -2,12 +2,28 @@
 
 import contextlib
 import importlib
+import json
 import tempfile
 from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteFallback, Fuse
+from tokenizers.decoders import Replace as Back
+from tokenizers.decoders import Sequence as Decoders
+from tokenizers.models import BPE
+from tokenizers.normalizers import Replace
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    PreTrainedTokenizerFast,
+)
 
 from rules2ranks import checkpoints, models, pruning, runs
 from rules2ranks.runs import stage
@@ -131,3 +147,28 @@ def gemma_of_english() -> OwnModel:
     smaller = vocabulary(model=str(whole), data=data).folder
     sizes = {"length": 64, "held_out": 60, "calibration_samples": 16, "calibration_length": 64, "at_once": 4}
     return OwnModel(model=str(smaller), data=data, **sizes)
+
+
+def tiny_gemma(folder: str | Path, data: str | Path, tokens: int = 1500, seed: int = 0) -> str:
+    """Write a random Gemma of less than a million parameters with a tokenizer like Gemma's, trained on the texts of a
+    file; returns the folder. Its parts are Gemma's, one key/value head among them, and what it says is noise.
+    """
+    pieces = Tokenizer(BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    pieces.normalizer, pieces.pre_tokenizer = Replace(" ", "▁"), Split(" ", "merged_with_previous")
+    pieces.decoder = Decoders([Back("▁", " "), ByteFallback(), Fuse()])
+    special, byte = ["<pad>", "<eos>", "<bos>", "<unk>"], [f"<0x{number:02X}>" for number in range(256)]
+    trainer = BpeTrainer(vocab_size=tokens, special_tokens=special + byte, show_progress=False)
+    pieces.train_from_iterator([text.prompt + text.answer for text in texts.read(data)], trainer)
+    about = json.loads(pieces.to_str())
+    about["added_tokens"] = about["added_tokens"][: len(special)]  # bytes are tokens like any other
+    pieces = Tokenizer.from_str(json.dumps(about))
+    pieces.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    roles = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")}
+    PreTrainedTokenizerFast(tokenizer_object=pieces, **roles).save_pretrained(folder)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16}
+    sizes = {"hidden_size": 64, "intermediate_size": 512, "num_hidden_layers": 6, "max_position_embeddings": 512}
+    config = Gemma3TextConfig(vocab_size=pieces.get_vocab_size(), **heads, **sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        Gemma3ForCausalLM(config).save_pretrained(folder)
+    return str(folder)

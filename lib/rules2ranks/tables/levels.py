@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rules2ranks import runs, search
 from rules2ranks.configuration import Configuration, Shapes
 from rules2ranks.stages import shapes
-from rules2ranks.stages.compressing import Pruned, Pruning, Recovery, prune, recover
+from rules2ranks.stages.compressing import Pruned, Pruning, Recovery, pruned_shapes, recover
 from rules2ranks.stages.ranges import Rate, Seed, Size
 from rules2ranks.stages.shapes import Problem, Question
 from rules2ranks.stages.subjects import subject
@@ -208,7 +208,7 @@ def _choices(name: str, setting: Setting, searched: Rows) -> list[Chosen]:
     problem = Problem(setting)
     found = [Chosen(name, kind, None, setting.slice(kind)) for kind in setting.slices]
     if setting.whole:
-        found.append(Chosen(name, WHOLE, None, problem.cut(Configuration())))
+        found.append(Chosen(name, WHOLE, None, Pruning.check({"base": setting.database.base, "ratio": 0})))
     for kind in setting.controls:
         own = problem.control(kind, setting.many)
         for place, choice in enumerate(own):
@@ -271,7 +271,7 @@ def _score(chosen: Chosen, setting: Setting, share: float) -> dict[str, float]:
 def _about(chosen: Chosen, setting: Setting) -> dict[str, Any]:
     pruned = chosen.pruned
     sizes = {} if setting.memory is None else {"memory": Problem(setting).memory(chosen.choice)}
-    left = prune(pruned).metrics["parameters_after"] if isinstance(pruned, Pruning) else pruned.shapes.parameters
+    left = pruned_shapes(pruned).parameters
     return {
         "setting": chosen.setting,
         "allocator": chosen.allocator,
