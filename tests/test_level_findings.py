@@ -31,8 +31,9 @@ def test_every_choice_is_as_small_as_it_has_to_be(frame):
 
 
 def test_all_went_as_planned():
-    assert all(planned.as_committed(table) for table in (levels.TABLE, levels.JOINT, "mendings"))
+    assert all(planned.as_committed(table) for table in (levels.TABLE, levels.JOINT, levels.REAL, "mendings"))
     assert not planned.deviations(levels.TABLE).differs.any()
+    assert not planned.deviations(levels.REAL).differs.any()
     joint = planned.deviations(levels.JOINT)
     (differs,) = joint[joint.differs].itertuples()  # the best of the first turn is not trained again in the second
     assert (differs.planned, differs.run) == ("in turn 20, joint 20", "in turn 19, joint 20")
@@ -129,3 +130,13 @@ def test_joint_is_compared_with_in_turn_search_by_search():
         frame[frame.allocator != "alike"].pivot(index=["which", "report_seed"], columns="allocator", values="loss")
     )
     assert np.log1p(found.estimate.item()) == pytest.approx((logs["joint"] - logs["in turn"]).mean(), abs=1e-12)
+
+
+def test_the_order_on_the_real_model_is_compared_way_by_way():
+    real, small = (tables.read(name).table for name in (levels.REAL, levels.TABLE))
+    for setting, row in levels.orders_alike().iterrows():
+        here = real[real.setting == setting].groupby("allocator").loss.mean().drop("whole", errors="ignore")
+        there = small[small.setting == row.small].groupby("allocator").loss.mean()
+        named = ["global, all layers" if name == "global" else name for name in here.index]
+        assert row.rho == pytest.approx(stats.spearmanr(here, there[named]).statistic)
+        assert row.choices == len(here) == 6

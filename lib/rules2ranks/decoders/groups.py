@@ -5,10 +5,12 @@ output projection that read them; in GPT-2 one head), the MLP in single channels
 (arXiv 2305.11627, section 3.1) with its unit widened for grouped-query attention.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -243,8 +245,22 @@ def keep(model: nn.Module, kept: Choice) -> nn.Module:
             for c in part.coupled:
                 cut = c.tensor.detach().index_select(c.dim, part.index(c, chosen)).contiguous()
                 setattr(c.module, c.parameter, nn.Parameter(cut, requires_grad=c.tensor.requires_grad))
-        _describe_shapes(layer)
+        _describe_shapes(layer.name, layer.module)
     return model
+
+
+def kept_copy(model: nn.Module, kept: Choice) -> nn.Module:
+    """What `keep` makes of a copy of `model`, which stays as it is; what is cut out is never copied."""
+    cut: dict[int, Any] = {}  # by what stands in for a tensor when a deep copy comes to it
+    for layer, choice in zip(groups(model), kept, strict=True):
+        for part, chosen in zip(layer.parts, choice, strict=True):
+            for c in part.coupled:
+                rows = c.tensor.detach().index_select(c.dim, part.index(c, chosen)).contiguous()
+                cut[id(c.tensor)] = nn.Parameter(rows, requires_grad=c.tensor.requires_grad)
+    copied = copy.deepcopy(model, cut)
+    for name, module in decoder_layers(copied).items():
+        _describe_shapes(name, module)
+    return copied
 
 
 @torch.no_grad()
@@ -301,16 +317,16 @@ def _coupled(layer: nn.Module, part: Part, queries: int = 1) -> tuple[Coupled, .
     return (*coupled, Coupled(output, "weight", 0 if isinstance(output, Conv1D) else 1))
 
 
-def _describe_shapes(layer: Layer) -> None:
-    """Bring the sizes that modules remember into line with their weights."""
-    module, family = layer.module, layer.family
+def _describe_shapes(name: str, module: nn.Module) -> None:
+    """Bring the sizes that the modules of a decoder layer remember into line with their weights."""
+    family = family_of(module)
     for path in family.matrices:
         matrix = module.get_submodule(path)
         if isinstance(matrix, Conv1D):
             matrix.nx, matrix.nf = matrix.weight.shape
         else:
             matrix.out_features, matrix.in_features = matrix.weight.shape
-    cut = _layer(layer.name, module)
+    cut = _layer(name, module)
     inputs = width(cut.attention.output.module)[0]
     now = {
         "key/value heads": cut.attention.count,
@@ -326,7 +342,7 @@ def _describe_shapes(layer: Layer) -> None:
         elif hasattr(owner := module.get_submodule(place), entry):
             setattr(owner, entry, now[what])
     for part, paths, kind in zip(cut.parts, family.parts, (NothingAttended, Nothing), strict=True):
-        place, _, name = paths.output.rpartition(".")
+        place, _, output = paths.output.rpartition(".")
         if place and not part.count:  # a matrix on the layer itself, without inputs, gives its bias as it is
             owner = module.get_submodule(place)
-            owner.forward = kind(owner, name)
+            owner.forward = kind(owner, output)

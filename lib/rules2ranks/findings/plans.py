@@ -12,6 +12,8 @@ from rules2ranks.tables import plans
 
 #: An earlier comparison, whose run did not keep to its plan: both as settings of a table of ranks.
 SUPERSEDED = "superseded"
+#: Who stands beside all others where a setting asks for it.
+WHOLE = ["whole"]
 
 
 def deviations(table: str) -> pd.DataFrame:
@@ -48,7 +50,9 @@ def _stated(run: dict[str, Any]) -> dict[str, dict]:
         given = shared | own
         kinds = ("slices", "controls", "searchers", "variants", "others")
         found[name] = {
-            "allocators": sorted(each for kind in kinds for each in given.get(kind, ())),
+            "allocators": sorted(
+                [*(each for kind in kinds for each in given.get(kind, ())), *WHOLE * given.get("whole", 0)]
+            ),
             "report seeds": len(given["report_seeds"]),
             "searches": len(given["search_seeds"]),
             **(_of_levels(given) if "limit" in given else _of_ranks(given)),

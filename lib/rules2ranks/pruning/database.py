@@ -8,7 +8,6 @@ A level is how many groups of a part are gone. Any choice of levels is cut from 
 again.
 """
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rules2ranks.calibration import Loss, Positions, SecondMoment, collect
-from rules2ranks.decoders import Groups, groups, keep
+from rules2ranks.decoders import Groups, groups, kept_copy
 from rules2ranks.decoders.groups import Layer
 from rules2ranks.pruning.second_order import DAMPING, kept, removal, spaced
 
@@ -196,10 +195,9 @@ def shrink(model: nn.Module, database: Database, chosen: Mapping[str, int]) -> n
     database.check(chosen)
     if database.model != digest(model):
         raise ValueError(f"the database in {database.folder} was made for another model: make one for this one")
-    shrunk = copy.deepcopy(model)
-    layers = groups(shrunk)
     left = {name: kept(part.order, chosen.get(name, 0)) for name, part in database.parts.items()}
-    keep(shrunk, [(left.get(f"{layer.name}.attention", ()), left.get(f"{layer.name}.mlp", ())) for layer in layers])
+    both = [[left.get(f"{layer.name}.{kind}", ()) for kind in ("attention", "mlp")] for layer in groups(model)]
+    shrunk = kept_copy(model, both)
     for layer in groups(shrunk):
         for name, part in named(layer).items():
             if level := chosen.get(name, 0):

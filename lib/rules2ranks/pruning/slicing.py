@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rules2ranks.decoders import blank, check_architecture, give_bias, groups, keep
+from rules2ranks.decoders import blank, check_architecture, give_bias, groups, kept_copy, outputs
 from rules2ranks.importance import Means, Scores
 from rules2ranks.models import parameter_count
 from rules2ranks.pruning.files import weights_of
@@ -57,7 +57,8 @@ def prune(
         ratio = make_plan(model, scores, ratio, spread=spread, protect=protect, **how)
     elif scores is not None:
         raise ValueError("a plan says already which groups stay: pass scores with a ratio only")
-    return keep(_copy(model, ratio, means), [(kept.attention, kept.channels) for kept in ratio.layers])
+    _check(model, ratio)
+    return _compensated(kept_copy(model, _chosen(ratio)), model, ratio, means)
 
 
 def mask(model: nn.Module, plan: Plan, *, means: Means | None = None) -> nn.Module:
@@ -67,7 +68,8 @@ def mask(model: nn.Module, plan: Plan, *, means: Means | None = None) -> nn.Modu
         ValueError: as `check_architecture`; the plan or the means were made for other shapes.
     """
     check_architecture(model)
-    return blank(_copy(model, plan, means), [(kept.attention, kept.channels) for kept in plan.layers])
+    _check(model, plan)
+    return _compensated(blank(copy.deepcopy(model), _chosen(plan)), model, plan, means)
 
 
 def report(before: nn.Module, after: nn.Module) -> dict[str, float]:
@@ -87,29 +89,29 @@ def report(before: nn.Module, after: nn.Module) -> dict[str, float]:
     return rows
 
 
-@torch.no_grad()
-def _copy(model: nn.Module, plan: Plan, means: Means | None) -> nn.Module:
-    """A copy of `model` in its full shapes, for which plan and means are checked.
+def _chosen(plan: Plan) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    return [(kept.attention, kept.channels) for kept in plan.layers]
 
-    With means, what the inputs that are to go give on average is in the biases of the output matrices.
-    """
-    _check(model, plan)
-    copied = copy.deepcopy(model)
+
+@torch.no_grad()
+def _compensated(copied: nn.Module, model: nn.Module, plan: Plan, means: Means | None) -> nn.Module:
+    """A copy of `model` without what is to go, and with what that gives on average in the biases of its outputs."""
     if means is None:
         return copied
-    layers, pairs = groups(copied), list(zip(means.attention, means.channels, strict=True))
+    layers, pairs = groups(model), list(zip(means.attention, means.channels, strict=True))
     inputs = [tuple(part.output.tensor.shape[part.output.dim] for part in layer.parts) for layer in layers]
     if (given := [(len(attention), len(channels)) for attention, channels in pairs]) != inputs:
         raise ValueError(f"the means are for output matrices of {given} inputs, the model has {inputs}")
+    into = iter(outputs(copied).values())
     for layer, kept, pair in zip(layers, plan.layers, pairs, strict=True):
         for part, chosen, mean in zip(layer.parts, (kept.attention, kept.channels), pair, strict=True):
+            output = next(into)
             if gone := others(chosen, part.count):
-                output = part.output
-                index = part.index(output, gone)
-                columns = output.tensor.index_select(output.dim, index).movedim(output.dim, 0).double()
+                index = part.index(part.output, gone)
+                columns = part.output.tensor.index_select(part.output.dim, index).movedim(part.output.dim, 0).double()
                 added = mean.to(index.device)[index] @ columns
-                give_bias(output.module)
-                output.module.bias += added.to(output.module.bias.dtype)
+                give_bias(output)
+                output.bias += added.to(output.bias.dtype)
     return copied
 
 
