@@ -3,6 +3,7 @@
 python -m rules2ranks list
 python -m rules2ranks show recover
 python -m rules2ranks run recover parameters.yaml
+python -m rules2ranks plan model.yaml
 """
 
 import argparse
@@ -27,10 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="make one result, or find it; prints its folder and its metrics as JSON")
     for command in (show, run):
         command.add_argument("stage", choices=stages.HOMES, metavar="STAGE", help=", ".join(stages.HOMES))
-    run.add_argument("file", type=Path, help="parameters as .json or .yaml: names and values")
+    plan = commands.add_parser("plan", help="a dry run: the memory of each step on a model, which is not loaded")
+    for command in (run, plan):
+        command.add_argument("file", type=Path, help="parameters as .json or .yaml: names and values")
     asked = parser.parse_args(arguments)
     if asked.command == "list":
         return _list()
+    if asked.command == "plan":
+        return _plan(asked.file)
     stage = getattr(stages, asked.stage)
     return _show(stage) if asked.command == "show" else _run(stage, asked.file)
 
@@ -67,17 +72,35 @@ def _words(kind: Any) -> str:
 
 def _run(stage: runs.Stage, file: Path) -> int:
     try:
-        # JSON is YAML, too.
-        parameters = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        if not isinstance(parameters, dict):
-            raise runs.ParameterError(f"{file} holds no names with values")
-        given = stage.Params.check(parameters)
+        given = _given(stage.Params, file)
     except (OSError, yaml.YAMLError, runs.ParameterError) as error:
         print(f"{file}: {error}", file=sys.stderr)
         return 2
     result = stage(given)
     print(json.dumps({"folder": str(result.folder), "metrics": result.metrics}, indent=1))
     return 0
+
+
+def _plan(file: Path) -> int:
+    from rules2ranks.stages import footprint
+
+    try:
+        found = footprint.footprint(_given(footprint.Planned, file))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        print(f"{file}: {error}", file=sys.stderr)
+        return 2
+    print(f"{'step':<12}{'parameters':>16}{'GB at the peak':>16}")
+    for step, row in found.items():
+        print(f"{step:<12}{row['parameters']:>16,}{row['bytes'] / 1e9:>16.2f}")
+    return 0
+
+
+def _given(kind: type[runs.Params], file: Path) -> runs.Params:
+    """Parameters from a file; JSON is YAML, too."""
+    parameters = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    if not isinstance(parameters, dict):
+        raise runs.ParameterError(f"{file} holds no names with values")
+    return kind.check(parameters)
 
 
 if __name__ == "__main__":

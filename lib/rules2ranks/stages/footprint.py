@@ -1,0 +1,146 @@
+"""A dry run: parameters, bytes and peak memory of each step on a model, before anything of it is loaded.
+
+The steps are gone through with tensors that have shapes and no values, and what would be alive at a time is counted. On
+top comes what Python and the libraries take themselves (some 0.5 GB), and what an allocator keeps in pieces.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers import AutoConfig
+
+from rules2ranks import calibration, checkpoints, decoders, models, pruning, runs
+from rules2ranks.importance import MEASURES, Kind
+from rules2ranks.models import Dtype
+from rules2ranks.spreads import Spread
+from rules2ranks.stages.ranges import Rank, Share, Size
+
+
+class Planned(runs.Params):
+    """Pruning and recovery of a model, as far as memory depends on them. `model` is a folder with a `config.json` (its
+    weights need not be there) or a hub name; in training `at_once` texts of `length` tokens go through it, and one
+    window of `calibration_length` for importance.
+    """
+
+    model: str
+    dtype: Dtype = "float32"
+    importance: Kind = "taylor"
+    ratio: Share = 0.3
+    of: Literal["model", "layers"] = "model"
+    spread: Spread = "uniform"
+    rank: Rank = 8
+    length: Annotated[int, Field(ge=2)] = 256
+    calibration_length: Annotated[int, Field(ge=2)] = 64
+    at_once: Size = 8
+
+
+def footprint(given: Planned) -> dict[str, dict[str, int]]:
+    """By step (loading, importance, pruning, recovery): the model's `parameters` then, and at its peak the `bytes`.
+
+    Raises:
+        ValueError, OSError: there is no configuration, or one that cannot be pruned, or not so far.
+    """
+    folder, found = checkpoints.find(given.model), {}
+    if not (folder / "config.json").is_file():
+        raise OSError(f"{folder} holds no config.json: expected that of a model that transformers saved")
+    kind, config = decoders.causal_lm(
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    )
+    decoders.check_architecture(config)
+    empty = decoders.skeleton(config, kind)
+    plan = pruning.plan(
+        empty, pruning.importance(empty, (), None, "random", seed=0), given.ratio, spread=given.spread, of=given.of
+    )
+    kept = [(range(len(layer.attention)), range(len(layer.channels))) for layer in plan.layers]
+    with FakeTensorMode():
+        model = kind._from_config(config, dtype=getattr(torch, given.dtype)).eval().requires_grad_(False)
+        whole, count = _bytes(model), models.parameter_count(model)
+        found["loading"] = {"parameters": count, "bytes": whole}
+        peak = _peak(model, lambda: _importance(model, given))
+        found["importance"] = {"parameters": count, "bytes": whole + peak}
+        decoders.keep(model, kept)
+        left, count = _bytes(model), models.parameter_count(model)
+        found["pruning"] = {"parameters": count, "bytes": whole + left}
+        found["recovery"] = {"parameters": count, "bytes": left + _peak(model, lambda: _step(model, given))}
+    return found
+
+
+def _importance(model: nn.Module, given: Planned) -> None:
+    needs, batches = MEASURES[given.importance].needs, [torch.zeros(1, given.calibration_length, dtype=torch.long)]
+    model.requires_grad_(True)  # as it is loaded
+    coupled = [c for layer in decoders.groups(model) for part in layer.parts for c in part.coupled]
+    if needs == "gradients":
+        calibration.mean_gradients(model, [c.tensor for c in coupled], batches, _loss)
+    elif needs == "example gradients":
+        calibration.example_gradients(model, [(c.module, c.parameter) for c in coupled], batches, _loss)
+    elif needs == "activations":
+        with torch.no_grad():
+            _loss(model, batches[0])
+
+
+def _step(model: nn.Module, given: Planned) -> None:
+    """A step of LoRA on every matrix, as PEFT computes it; its own layers cannot be put on tensors without values."""
+    model.requires_grad_(False)
+    trained: list[Tensor] = []
+    for matrix in (module for layer in decoders.linears(model) for module in layer.values()):
+        inputs, outputs = decoders.width(matrix)
+        a, b = (torch.zeros(shape, requires_grad=True) for shape in ((given.rank, inputs), (outputs, given.rank)))
+        matrix.register_forward_hook(lambda _, x, y, a=a, b=b: y + F.linear(F.linear(x[0].to(a.dtype), a), b) * 2.0)
+        trained += [a, b]
+    optimiser = torch.optim.AdamW(trained)
+    _loss(model, torch.zeros(given.at_once, given.length, dtype=torch.long)).backward()
+    optimiser.step()
+
+
+def _loss(model: nn.Module, tokens: Tensor) -> Tensor:
+    """As `own_texts.text_loss` where all positions count."""
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    logits = logits.flatten(0, 1)[torch.arange(logits.shape[0] * logits.shape[1])].float()
+    return F.cross_entropy(logits, tokens[:, 1:].flatten())
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of tensors that are made inside, while they live; a model's own are not made."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = WeakIdKeyDictionary()
+        for tensor in (*model.parameters(), *model.buffers()):
+            self._seen[tensor.untyped_storage()] = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._see, made)
+        return made
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage not in self._seen:
+            size = self._seen[storage] = storage.nbytes()
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, size)
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+def _peak(model: nn.Module, run: Callable[[], None]) -> int:
+    """Bytes of what is made beside the model while it runs, at the peak."""
+    with _Alive(model) as alive:
+        run()
+    return alive.peak
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in {*model.parameters(), *model.buffers()})
