@@ -15,6 +15,7 @@ import pandas as pd
 
 import results
 from rules2ranks import findings, tables
+from rules2ranks.findings import levels
 from rules2ranks.stages import parameters
 
 README = results.REPOSITORY / "README.md"
@@ -103,8 +104,16 @@ def architectures() -> str:
     return f"{table}\n\nRefused, each with its reason: {', '.join(refused.name)}."
 
 
+def gemma() -> str:
+    """The real model: who decides best how much of each part goes."""
+    found = levels.real().reset_index()
+    found["setting"] = found.setting.where(~found.setting.duplicated(), "")
+    return findings.markdown(found.set_index("setting"))
+
+
 BLOCKS = {
     "notebooks": notebooks,
+    "gemma": gemma,
     "architectures": architectures,
     "scorecard": scorecard,
     "tables": reference_tables,

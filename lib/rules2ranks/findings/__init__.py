@@ -1,4 +1,4 @@
-"""What is read out of the reference tables: the numbers that notebooks, scorecard and README share. Needs no torch."""
+"""What is read out of the reference tables: the numbers that notebooks, scorecard and README share."""
 
 from rules2ranks.findings.compression import kept, robustness
 from rules2ranks.findings.edge import (

@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 
 import pandas as pd
+from scipy import stats
 
 from rules2ranks import evaluation, tables
-from rules2ranks.findings.ranks import effects
+from rules2ranks.findings.ranks import comparisons, effects, percent
 from rules2ranks.stages.subjects import subject
 from rules2ranks.tables import plans
 from rules2ranks.tables.levels import MANY, read
@@ -91,6 +92,52 @@ def orders_alike() -> pd.DataFrame:
         )
         rows[setting] = [other, found.estimate, found.low, found.high, len(both)]
     return pd.DataFrame.from_dict(rows, orient="index", columns=["small", "rho", "low", "high", "choices"])
+
+
+def real() -> pd.DataFrame:
+    """The real model in words, by (setting, way): loss as cut and recovered in nats, the difference from importance
+    spread evenly after recovery with the verdict, and the share of BLiMP's pairs that are right, with 95 % intervals.
+    """
+    table, found = tables.read(REAL).table, comparisons(REAL)
+    after, pairs = table.groupby(["setting", "allocator"], sort=False).loss.mean(), blimp()
+    said = (percent(found) + ": " + found.verdict.fillna("")).str.rstrip(": ")
+    return (
+        pd.DataFrame(
+            {
+                "loss as cut": as_cut(REAL).loss.map("{:.3f}".format),
+                "recovered": after.map("{:.3f}".format),
+                "recovered − uniform's, % [95 %]": said,
+                **{
+                    f"BLiMP {state}, % [95 %]": pairs.xs(state, level="state").said for state in ("as cut", "recovered")
+                },
+            }
+        )
+        .reindex(after.index)
+        .rename_axis(["setting", "way"])
+        .fillna("")
+    )
+
+
+def blimp() -> pd.DataFrame:
+    """The share of BLiMP's pairs whose good sentence is likelier, by (setting, allocator, state), with Wilson's 95 %
+    interval: `share`, `low`, `high`, `pairs`; and in words.
+    """
+    counted = tables.read("blimp").table.fillna({"setting": ""})
+    counted = counted.groupby(["setting", "allocator", "state"], sort=False)[["right", "pairs"]].sum()
+    rows = {}
+    for key, row in counted.iterrows():
+        ends = stats.binomtest(int(row.right), int(row.pairs)).proportion_ci(method="wilson")
+        share = row.right / row.pairs
+        rows[key] = [
+            share,
+            ends.low,
+            ends.high,
+            row.pairs,
+            f"{100 * share:.1f} [{100 * ends.low:.1f}, {100 * ends.high:.1f}]",
+        ]
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=["share", "low", "high", "pairs", "said"])
+    found.index = pd.MultiIndex.from_tuples(found.index, names=counted.index.names)
+    return found
 
 
 def shape(setting: str, allocator: str, which: int | None = None) -> dict[str, int]:

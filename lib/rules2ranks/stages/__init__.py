@@ -15,6 +15,7 @@ HOMES = {
     "fragility": "compressing",
     "retrain": "retraining",
     "benchmark": "own_model",
+    "pairs": "minimal_pairs",
     "gemma": "real_models",
     "prose": "real_models",
     "vocabulary": "real_models",
