@@ -48,7 +48,7 @@ def test_peaks_without_values_are_those_with_them(name, tmp_path):
     scores = pruning.importance(model, (), None, "random", seed=0)
     pruned = pruning.prune(model, SIZES["ratio"], scores, of="layers")
     assert said["pruning"]["parameters"] == said["recovery"]["parameters"] == pruned.num_parameters()
-    assert said["pruning"]["bytes"] == pytest.approx(footprint._bytes(model) + footprint._bytes(pruned), rel=1e-3)
+    assert said["pruning"]["bytes"] == footprint._bytes(model) + footprint._bytes(pruned)
 
     left = footprint._bytes(pruned)
     adapted = recovery.add_adapter(pruned, SIZES["rank"], "lora", seed=0).train()
@@ -77,7 +77,8 @@ def test_half_precision_and_other_measures_take_what_they_need(tmp_path):
     groups = full["importance"]["bytes"] - full["loading"]["bytes"]
     assert half["importance"]["bytes"] > half["loading"]["bytes"] + 0.7 * groups
     assert both["importance"]["bytes"] > full["importance"]["bytes"] + 0.7 * groups
-    assert none["importance"]["bytes"] == none["loading"]["bytes"]
+    window = 8 * SIZES["calibration_length"]  # the tokens themselves, which are not even looked at
+    assert none["importance"]["bytes"] == none["loading"]["bytes"] + window
 
 
 def test_the_command_prints_it_and_says_what_is_wrong(tmp_path, capsys):

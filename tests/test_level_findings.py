@@ -140,3 +140,12 @@ def test_the_order_on_the_real_model_is_compared_way_by_way():
         named = ["global, all layers" if name == "global" else name for name in here.index]
         assert row.rho == pytest.approx(stats.spearmanr(here, there[named]).statistic)
         assert row.choices == len(here) == 6
+
+
+def test_pairs_are_counted_over_the_fields_of_grammar():
+    counted, found = tables.read("blimp").table.fillna({"setting": ""}), levels.blimp()
+    for (setting, allocator, state), row in found.iterrows():
+        own = counted[(counted.setting == setting) & (counted.allocator == allocator) & (counted.state == state)]
+        assert row.pairs == own.pairs.sum() == 1005 and row.share == own.right.sum() / 1005
+        assert row.low < row.share < row.high and row.high - row.low < 0.065
+    assert set(levels.real().index) <= {key[:2] for key in found.index}
