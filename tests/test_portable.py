@@ -96,7 +96,7 @@ def test_it_loads_where_this_package_is_not(tmp_path):
 
 def test_code_is_short_and_never_run_without_a_word(tmp_path):
     portable(tmp_path)
-    assert (tmp_path / CODE).read_text().count("\n") < 125
+    assert (tmp_path / CODE).read_text().count("\n") <= 100
     (tmp_path / CODE).write_text("raise SystemExit('run')\n")
     with pytest.raises(RuntimeError, match="mismatched_sizes"):
         AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -48,34 +48,12 @@ class NothingAttended(Nothing):
         return super().__call__(hidden_states), None
 
 
-def differences(whole: nn.Module, pruned: nn.Module) -> dict[str, dict[str, Any]]:
-    """By module, where `pruned` differs from the model that its configuration makes: JSON-able, empty if nowhere.
+def fit(model: nn.Module, own: dict[str, dict[str, Any]]) -> None:
+    """Give a model, in place, where it is to differ, by module: the values of new parameters mean nothing yet.
 
     `shapes` are those of its parameters, `numbers` what it remembers of sizes, `config` the entries of its own, `empty`
     the name of an output matrix without inputs, and whether that is attention's.
     """
-    found = {}
-    for name, module in pruned.named_modules():
-        was, own = whole.get_submodule(name), {}
-        shapes = {key: list(p.shape) for key, p in module.named_parameters(recurse=False)}
-        if shapes != {key: list(p.shape) for key, p in was.named_parameters(recurse=False)}:
-            own["shapes"] = shapes
-        numbers = {key: value for key, value in vars(module).items() if type(value) is int}
-        if changed := {key: value for key, value in numbers.items() if getattr(was, key, None) != value}:
-            own["numbers"] = changed
-        if isinstance(config := getattr(module, "config", None), LayerConfig):
-            entries = {key: value for key, value in vars(config).items() if key != "_shared"}
-            if any(getattr(was.config, key) != value for key, value in entries.items()):
-                own["config"] = entries
-        if isinstance(forward := vars(module).get("forward"), Nothing):
-            own["empty"] = [forward.output, isinstance(forward, NothingAttended)]
-        if own:
-            found[name] = own
-    return found
-
-
-def fit(model: nn.Module, own: dict[str, dict[str, Any]]) -> None:
-    """Give a model, in place, what `differences` says. The parameters are new: their values mean nothing yet."""
     for name, what in own.items():
         module = model.get_submodule(name)
         like = next(module.parameters(recurse=False), None)

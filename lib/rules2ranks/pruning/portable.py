@@ -11,10 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from rules2ranks import decoders, quantisation
 from rules2ranks.decoders import standalone
+from rules2ranks.decoders.standalone import LayerConfig, Nothing, NothingAttended
 from rules2ranks.pruning import files
 
 CODE = "modeling_pruned.py"
@@ -82,7 +84,7 @@ def _alike(model: PreTrainedModel) -> dict[str, int]:
         whole = decoders.skeleton(smaller, type(model))
     except Exception:  # sizes that the architecture does not take, in words of its own
         return {}
-    return entries if not standalone.differences(whole, model) else {}
+    return entries if not differences(whole, model) else {}
 
 
 def _own_code(model: PreTrainedModel, file: Path) -> dict[str, Any]:
@@ -91,5 +93,27 @@ def _own_code(model: PreTrainedModel, file: Path) -> dict[str, Any]:
     file.write_text(inspect.getsource(standalone).rstrip() + _CLASSES.format(kind=kind), encoding="utf-8")
     return {
         "auto_map": {"AutoModelForCausalLM": f"{file.stem}.PrunedForCausalLM"},
-        "pruned": standalone.differences(decoders.skeleton(model.config, type(model)), model),
+        "pruned": differences(decoders.skeleton(model.config, type(model)), model),
     }
+
+
+def differences(whole: nn.Module, pruned: nn.Module) -> dict[str, dict[str, Any]]:
+    """By module, where `pruned` differs from `whole`, as `standalone.fit` takes it: JSON-able, empty if nowhere."""
+    found = {}
+    for name, module in pruned.named_modules():
+        was, own = whole.get_submodule(name), {}
+        shapes = {key: list(p.shape) for key, p in module.named_parameters(recurse=False)}
+        if shapes != {key: list(p.shape) for key, p in was.named_parameters(recurse=False)}:
+            own["shapes"] = shapes
+        numbers = {key: value for key, value in vars(module).items() if type(value) is int}
+        if changed := {key: value for key, value in numbers.items() if getattr(was, key, None) != value}:
+            own["numbers"] = changed
+        if isinstance(config := getattr(module, "config", None), LayerConfig):
+            entries = {key: value for key, value in vars(config).items() if key != "_shared"}
+            if any(getattr(was.config, key) != value for key, value in entries.items()):
+                own["config"] = entries
+        if isinstance(forward := vars(module).get("forward"), Nothing):
+            own["empty"] = [forward.output, isinstance(forward, NothingAttended)]
+        if own:
+            found[name] = own
+    return found
