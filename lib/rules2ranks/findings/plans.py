@@ -9,11 +9,10 @@ import yaml
 from rules2ranks import tables
 from rules2ranks.search.searchers.darwin_lm import DarwinLM
 from rules2ranks.tables import plans
+from rules2ranks.tables.levels import WHOLE
 
 #: An earlier comparison, whose run did not keep to its plan: both as settings of a table of ranks.
 SUPERSEDED = "superseded"
-#: Who stands beside all others where a setting asks for it.
-WHOLE = ["whole"]
 
 
 def deviations(table: str) -> pd.DataFrame:
@@ -49,10 +48,9 @@ def _stated(run: dict[str, Any]) -> dict[str, dict]:
     for name, own in run["settings"].items():
         given = shared | own
         kinds = ("slices", "controls", "searchers", "variants", "others")
+        whole = [WHOLE] if given.get("whole") else []
         found[name] = {
-            "allocators": sorted(
-                [*(each for kind in kinds for each in given.get(kind, ())), *WHOLE * given.get("whole", 0)]
-            ),
+            "allocators": sorted([each for kind in kinds for each in given.get(kind, ())] + whole),
             "report seeds": len(given["report_seeds"]),
             "searches": len(given["search_seeds"]),
             **(_of_levels(given) if "limit" in given else _of_ranks(given)),

@@ -26,6 +26,16 @@ _ALPACA_CLEANED = (
 )
 
 
+def fingerprints(model: str, data: str) -> dict[str, str]:
+    """Digests of a model and of a file of texts, for `runs.OfFiles`; raises what is wrong with them."""
+    file = Path(data).expanduser()
+    if not file.is_file():
+        raise ValueError(f"data: there is no file {file.absolute()}; {_ALPACA_CLEANED}")
+    folder = checkpoints.find(model)
+    checkpoints.check(folder)
+    return {"model": checkpoints.fingerprint(folder), "data": checkpoints.sha256(file)[:16]}
+
+
 class OwnModel(runs.OfFiles):
     """A causal language model of your own, with the texts that it is recovered on.
 
@@ -52,13 +62,7 @@ class OwnModel(runs.OfFiles):
     at_once: Size = 8
 
     def fingerprints(self) -> dict[str, str]:
-        data = Path(self.data).expanduser()
-        if not data.is_file():
-            raise ValueError(f"data: there is no file {data.absolute()}; {_ALPACA_CLEANED}")
-        folder = checkpoints.find(self.model)
-        checkpoints.check(folder)
-        found = {"model": checkpoints.fingerprint(folder), "data": checkpoints.sha256(data)[:16]}
-        return found | {"reading": READING}
+        return fingerprints(self.model, self.data) | {"reading": READING}
 
 
 def tokenizer_of(model: str | Path) -> Any:

@@ -27,7 +27,7 @@ from transformers import (
 
 from rules2ranks import checkpoints, models, pruning, runs
 from rules2ranks.runs import stage
-from rules2ranks.stages.own_texts import OwnModel, tokenizer_of
+from rules2ranks.stages.own_texts import OwnModel, fingerprints, tokenizer_of
 from rules2ranks.tasks import english, texts
 
 #: The packages hold Gemma 3 270M (base) as GGUF, in 4 to 6 bits; its terms come with it.
@@ -102,12 +102,7 @@ class Narrowing(runs.OfFiles):
     dtype: models.Dtype = "float32"
 
     def fingerprints(self) -> dict[str, str]:
-        data = Path(self.data).expanduser()
-        if not data.is_file():
-            raise ValueError(f"data: there is no file {data.absolute()}")
-        folder = checkpoints.find(self.model)
-        checkpoints.check(folder)
-        return {"model": checkpoints.fingerprint(folder), "data": checkpoints.sha256(data)[:16]}
+        return fingerprints(self.model, self.data)
 
 
 @stage(version=1)
