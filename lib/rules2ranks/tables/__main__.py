@@ -33,7 +33,12 @@ MAKERS: dict[str, Maker] = {
     "mending_rates": recoveries.mending_rates,
     "mendings": recoveries.mendings,
 }
-ON_REQUEST: dict[str, Maker] = {"language_suite": language_suite.language_suite, "real_model": levels.real_model}
+ON_REQUEST: dict[str, Maker] = {
+    "language_suite": language_suite.language_suite,
+    "real_model": levels.real_model,
+    "real_shares": levels.real_shares,
+    "real_ranks": ranks.real_ranks,
+}
 
 
 def profile_settings(profile: str) -> dict[str, Any]:

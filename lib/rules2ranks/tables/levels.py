@@ -118,6 +118,11 @@ def real_model(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], flo
     return _table("real_model", settings, workers)
 
 
+def real_shares(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
+    """The real model at other shares, and DarwinLM's choice: needs the extra ``gemma``."""
+    return _table("real_shares", settings, workers)
+
+
 def joint(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
     """The same of levels, bits and ranks within bytes: all at once, or one after the other."""
     return _table("joint", settings, workers)

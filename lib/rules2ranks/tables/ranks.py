@@ -220,3 +220,8 @@ def rank_settings(settings: RankTable, workers: int) -> tuple[dict[str, Rows], f
 def bits_and_ranks(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
     """Bits and ranks of layers within the bytes of uniform 4 bits: together, in parts, in turn."""
     return table("bits_and_ranks", settings, workers)
+
+
+def real_ranks(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
+    """Ranks of a real language model's layers and kinds of matrices, and bits with them: needs the extra ``gemma``."""
+    return table("real_ranks", settings, workers)
