@@ -139,6 +139,60 @@ def test_data_that_cannot_be_had_are_told_with_what_fetches_them(monkeypatch):
 
 
 @pytest.fixture
+def seven(tmp_path):
+    """A folder with a few questions of each of the seven tasks, laid out and named as the hub's repositories are."""
+    answers = {"text": ["sky", "sum", "one", "two"], "label": list("ABCD")}
+    asked = {"question": "what is blue", "question_stem": "what is blue", "choices": answers, "answerKey": "A"}
+    ending = {"activity_label": "x", "ctx_a": "a man", "ctx_b": "he", "endings": ["runs", "sky", "is", "sum"]}
+    files = {
+        "aps/super_glue/boolq/validation.jsonl": {"question": "is it", "passage": "it is", "label": 1},
+        "baber/piqa/data/validation-00000-of-00001.parquet": {"goal": "go", "sol1": "to", "sol2": "no", "label": 0},
+        "Rowan/hellaswag/data/validation-00000-of-00001.parquet": ending | {"label": "0"},
+        "allenai/winogrande/winogrande_xl/validation.jsonl": {
+            "sentence": "Ann and Bo, _ is it",
+            "option1": "Bo",
+            "option2": "Ann",
+            "answer": "1",
+        },
+        "allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet": asked,
+        "allenai/ai2_arc/ARC-Challenge/test.jsonl": asked,
+        "allenai/openbookqa/main/test.jsonl": asked,
+        "allenai/openbookqa/additional/test.jsonl": {"other": 1},
+    }
+    for number, (name, row) in enumerate(files.items(), 2):
+        place = tmp_path / "data" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        rows = pd.DataFrame([row] * number)
+        rows.to_parquet(place) if place.suffix == ".parquet" else rows.to_json(place, orient="records", lines=True)
+    return tmp_path / "data"
+
+
+@pytest.mark.slow
+def test_the_seven_tasks_are_read_from_a_folder_laid_out_like_the_hub(seven, monkeypatch):
+    pytest.importorskip("lm_eval", reason="the extra llm is not installed")
+    monkeypatch.setattr(checkpoints, "hub_answers", lambda: False)
+    found = benchmarks.load_tasks(benchmarks.SEVEN, data_folder=seven)
+    assert {task.config.task: len(task.eval_docs) for task in found} == {
+        "boolq": 2,
+        "piqa": 3,
+        "hellaswag": 4,
+        "winogrande": 5,
+        "arc_easy": 6,
+        "arc_challenge": 7,
+        "openbookqa": 8,
+    }
+    assert found[0].doc_to_text(found[0].eval_docs[0]) == "it is\nQuestion: is it?\nAnswer:", "lm-eval's own prompt"
+    (seven / "allenai/openbookqa/main/test.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="openbookqa: .*main holds no split 'test', as test.parquet") as told:
+        benchmarks.load_tasks(benchmarks.SEVEN, data_folder=seven)
+    assert f"hf download allenai/openbookqa --repo-type dataset --local-dir {seven}" in str(told.value)
+    with pytest.raises(ValueError, match="mmlu is a group of tasks: name the tasks in it"):
+        benchmarks.load_tasks(["mmlu"], data_folder=seven)
+    with pytest.raises(ValueError, match=r"data_folder \S+none must be a folder"):
+        benchmarks.load_tasks(["boolq"], data_folder=seven / "none")
+
+
+@pytest.fixture
 def of_ones_own(tmp_path, monkeypatch, tokenizer):
     """A model of one's own with texts, and a folder of two tasks in lm-eval's own YAML: the second has no acc_norm."""
     monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path / "runs"))
@@ -220,12 +274,12 @@ def test_mistakes_are_told_before_any_work(of_ones_own, change, said):
 
 
 def test_changed_tasks_are_another_result(of_ones_own, tmp_path):
-    from rules2ranks.stages.own_model import TaskFolder
+    from rules2ranks.stages.own_model import Folder
 
     _, folder = of_ones_own
-    before = TaskFolder.check(folder)
-    assert TaskFolder.check(before.model_dump()) == before
+    before = Folder.check(folder)
+    assert Folder.check(before.model_dump()) == before
     (tmp_path / "tasks" / "questions.json").write_text(json.dumps(QUESTIONS[:3]))
-    assert TaskFolder.check(folder).fingerprint != before.fingerprint
-    with pytest.raises(ParameterError, match="the files of tasks have changed since"):
-        TaskFolder.check(before.model_dump())
+    assert Folder.check(folder).fingerprint != before.fingerprint
+    with pytest.raises(ParameterError, match="the files of content have changed since"):
+        Folder.check(before.model_dump())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -13,6 +15,8 @@ import pandas as pd
 
 #: The seven tasks that LLM-Pruner and its family report, by lm-eval's names.
 SEVEN = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+#: How a file of a task's data may end, and what reads it.
+_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _PACKAGES = ("lm_eval", "datasets", "transformers", "tokenizers", "torch")
 
 
@@ -24,12 +28,20 @@ class Benchmark(NamedTuple):
     versions: dict[str, str]
 
 
-def load_tasks(tasks: Sequence[str | dict[str, Any]], task_folder: str | Path | None = None) -> list[Any]:
+def load_tasks(
+    tasks: Sequence[str | dict[str, Any]], task_folder: str | Path | None = None, data_folder: str | Path | None = None
+) -> list[Any]:
     """lm-eval's tasks with their data, by their names or from task configurations; `task_folder` holds further ones.
+
+    Data come from the hub or its cache, or where a `data_folder` is given from there, and nowhere else: it holds the
+    hub's repositories under their names, with the files of each split as parquet or JSON lines. For `arc_easy` that is
+    `allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet`, as `hf download allenai/ai2_arc --repo-type dataset
+    --local-dir FOLDER/allenai/ai2_arc` writes it.
 
     Raises:
         ImportError: the extra ``llm`` is not installed.
-        ValueError: no tasks, or one that lm-eval does not know.
+        ValueError: no tasks, or one that lm-eval does not know; no such folder.
+        FileNotFoundError: `data_folder` lacks the split that a task is scored on: says what to put where.
         OSError: their data are neither in the cache nor to be fetched: says what to fetch, and how. Within seconds
             where the hub cannot be reached.
     """
@@ -48,20 +60,71 @@ def load_tasks(tasks: Sequence[str | dict[str, Any]], task_folder: str | Path | 
     manager = TaskManager(include_path=str(task_folder) if task_folder else None, include_defaults=False)
     if not set(names) <= set(manager.all_tasks):
         manager = TaskManager(include_path=str(task_folder) if task_folder else None)
+    if data_folder is not None and (not Path(data_folder).is_dir() or len(names) < len(tasks)):
+        raise ValueError(
+            f"data_folder {Path(data_folder).absolute()} must be a folder, and tasks be named, not written"
+        )
     if unknown := [name for name in names if name not in manager.all_tasks]:
         raise ValueError(f"lm-eval knows no task {', '.join(unknown)}; the papers' seven are {', '.join(SEVEN)}")
+    with tempfile.TemporaryDirectory() as beside:
+        if data_folder is not None:
+            entries = [manager.task_index[name] for name in names]
+            tasks = [_from_files(entry, Path(data_folder), Path(beside)) for entry in entries]
+        return _loaded(manager, tasks)
+
+
+def _loaded(manager: Any, tasks: Sequence[str | dict[str, Any]]) -> list[Any]:
     try:
         with _without_waiting():
             return list(manager.load(list(tasks))["tasks"].values())
     except OSError as error:
+        names = [name for name in tasks if isinstance(name, str) and name in manager.all_tasks]
         entries = (manager.task_index[name] for name in names)
         data = sorted({entry.cfg["dataset_path"] for entry in entries if entry.cfg and "dataset_path" in entry.cfg})
         raise OSError(
             f"the data of {', '.join(names)} cannot be had: {error}.\n"
             f"Where the hub can be reached: lm-eval run --model dummy --limit 1 --tasks {' '.join(names)}\n"
             f"It fetches {', '.join(data) or 'them'} into the folder ~/.cache/huggingface (or HF_HOME): bring that "
-            "folder here, and set HF_HUB_OFFLINE=1."
+            "folder here, and set HF_HUB_OFFLINE=1; or bring the data sets' files and name their folder as data_folder."
         ) from error
+
+
+def _from_files(entry: Any, folder: Path, beside: Path) -> str:
+    """The file of a task like lm-eval's, written `beside`, whose data lie in a folder as `load_tasks` describes it."""
+    known = entry.cfg or {}
+    if "dataset_path" not in known:
+        raise ValueError(
+            f"{entry.name} is a group of tasks: name the tasks in it, whose data are looked for one by one"
+        )
+    repository, part = known["dataset_path"], known.get("dataset_name")
+    place = folder / repository
+    there = [
+        path
+        for path in sorted(place.rglob("*"))
+        if path.suffix in _READERS and (part is None or part in path.relative_to(place).parts[:-1])
+    ]
+    splits = {split for name, split in known.items() if name.endswith("_split") and split}
+    files = {split: [path for path in there if path.stem.split("-")[0] == split] for split in splits}
+    scored = known.get("test_split") or known.get("validation_split")
+    if not files.get(scored):
+        raise FileNotFoundError(
+            f"{entry.name}: {place / (part or '')} holds no split {scored!r}, as {scored}.parquet, "
+            f"{scored}-00000-of-00001.parquet or {scored}.jsonl. Where the hub can be reached:\n"
+            f"hf download {repository} --repo-type dataset --local-dir {place}"
+        )
+    suffix = files[scored][0].suffix
+    alike = {split: [str(path) for path in paths if path.suffix == suffix] for split, paths in files.items()}
+    own = {
+        "include": str(entry.yaml_path),
+        "task": entry.name,
+        "dataset_path": _READERS[suffix],
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: paths for split, paths in alike.items() if paths}},
+        **{name: None for name, split in known.items() if name.endswith("_split") and not alike.get(split)},
+    }
+    file = beside / f"{entry.name}.yaml"
+    file.write_text(json.dumps(own), encoding="utf-8")  # JSON is YAML
+    return str(file)
 
 
 def benchmark(
@@ -70,6 +133,7 @@ def benchmark(
     tasks: Sequence[str | dict[str, Any]],
     *,
     task_folder: str | Path | None = None,
+    data_folder: str | Path | None = None,
     fewshot: int | None = None,
     limit: int | None = None,
     batch_size: int = 8,
@@ -86,7 +150,7 @@ def benchmark(
         ValueError: the tokenizer has neither a start nor an end token; otherwise as `load_tasks`.
     """
     if not tasks or any(isinstance(task, str | dict) for task in tasks):
-        tasks = load_tasks(tasks, task_folder)
+        tasks = load_tasks(tasks, task_folder, data_folder)
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has neither a start nor an end token: lm-eval needs one of them")
     import lm_eval

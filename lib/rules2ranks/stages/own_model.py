@@ -179,8 +179,8 @@ def _own(given: Pruning | Cut | Recovery | OwnModel) -> OwnModel:
 # --- public benchmarks ------------------------------------------------------------------------------------------
 
 
-class TaskFolder(runs.OfFiles):
-    """A folder of task configurations of your own, in lm-eval's YAML; its content decides which result is found."""
+class Folder(runs.OfFiles):
+    """A folder for lm-eval: of task configurations in its YAML, or of data. Its content decides which result is found."""
 
     folder: str
 
@@ -193,7 +193,7 @@ class TaskFolder(runs.OfFiles):
             raise ValueError(f"there is no folder {self.place.absolute()}")
         files = (p for p in sorted(self.place.rglob("*")) if p.is_file() and "__pycache__" not in p.parts)
         text = "".join(f"{path.relative_to(self.place)} {checkpoints.sha256(path)}\n" for path in files)
-        return {"tasks": hashlib.sha256(text.encode()).hexdigest()[:16]}
+        return {"content": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def _kind(of: Any) -> str:
@@ -213,12 +213,14 @@ Of = Annotated[
 class Benchmarking(runs.Params):
     """A model of your own on public benchmarks: `tasks` are lm-eval's names, `task_folder` holds further ones.
 
-    `fewshot` None leaves each task's own number (0 for the seven); `limit` takes the first examples only.
+    Data are those of the hub or its cache, or files of a `data_folder` laid out as the hub has them: see
+    `evaluation.benchmarks.load_tasks`. `fewshot` None leaves each task's own number (0 for the seven); `limit` takes the first examples only.
     """
 
     of: Of
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] = benchmarks.SEVEN
-    task_folder: TaskFolder | None = None
+    task_folder: Folder | None = None
+    data_folder: Annotated[Folder | None, Field(exclude_if=lambda folder: folder is None)] = None
     fewshot: Annotated[int, Field(ge=0, le=100)] | None = None
     limit: Size | None = None
     batch: Size = 8
@@ -238,7 +240,8 @@ def benchmark(work: Path, given: Benchmarking) -> dict:
         ValueError: the model is none of your own, so it has no tokenizer.
     """
     base = _own(given.of)
-    tasks = benchmarks.load_tasks(given.tasks, given.task_folder and given.task_folder.place)
+    places = [folder and folder.place for folder in (given.task_folder, given.data_folder)]
+    tasks = benchmarks.load_tasks(given.tasks, *places)
     how = {"fewshot": given.fewshot, "limit": given.limit, "batch_size": given.batch, "seed": given.seed}
     with training.reproducible(given.seed):
         found = benchmarks.benchmark(_model(given.of), tokenizer_of(base.model), tasks, **how)
