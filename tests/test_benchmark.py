@@ -183,7 +183,7 @@ def test_the_seven_tasks_are_read_from_a_folder_laid_out_like_the_hub(seven, mon
     }
     assert found[0].doc_to_text(found[0].eval_docs[0]) == "it is\nQuestion: is it?\nAnswer:", "lm-eval's own prompt"
     (seven / "allenai/openbookqa/main/test.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match="openbookqa: .*main holds no split 'test', as test.parquet") as told:
+    with pytest.raises(FileNotFoundError, match=r"openbookqa: .*main holds no split 'test', as") as told:
         benchmarks.load_tasks(benchmarks.SEVEN, data_folder=seven)
     assert f"hf download allenai/openbookqa --repo-type dataset --local-dir {seven}" in str(told.value)
     with pytest.raises(ValueError, match="mmlu is a group of tasks: name the tasks in it"):

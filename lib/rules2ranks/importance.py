@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rules2ranks.calibration import Angles, Loss, Moments, Positions, collect, example_gradients, mean_gradients
-from rules2ranks.decoders import Groups, decoder_layers, groups, linears
+from rules2ranks.decoders import Groups, decoder_layers, groups, linears, query_heads
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,42 @@ def importance(
     Raises:
         ValueError: an unknown kind, no batch, no loss, no seed, an unsupported model, or a score that is not finite.
     """
+    parts = [part for layer in groups(model) for part in layer.parts]
+    scores, means = _scored(model, parts, batches, loss, kind, seed, positions)
+    return Scores(kind, scores[0::2], scores[1::2], means)
+
+
+def query_importance(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss | None,
+    kind: Kind = "taylor",
+    *,
+    seed: int | None = None,
+    positions: Positions | None = None,
+) -> list[Tensor]:
+    """The same of every query head: per layer a 1-D float64 tensor, those of the first key/value head first.
+
+    Raises:
+        ValueError: as `importance` and `decoders.query_heads`.
+    """
+    return _scored(model, query_heads(model), batches, loss, kind, seed, positions)[0]
+
+
+def _scored(
+    model: nn.Module,
+    parts: Sequence[Groups],
+    batches: Iterable[Any],
+    loss: Loss | None,
+    kind: str,
+    seed: int | None,
+    positions: Positions | None,
+) -> tuple[list[Tensor], Means | None]:
+    """The importance of the groups of each part, and the mean inputs where these were seen."""
     if kind not in MEASURES:
         raise ValueError(f"kind must be one of {tuple(MEASURES)}, got {kind!r}")
     measure = MEASURES[kind]
     fed = () if measure.needs in ("seed", "weights") else _fed(f"{kind} importance", batches, loss)
-    parts = [part for layer in groups(model) for part in layer.parts]
     means = None
     if measure.needs == "seed":
         if seed is None:
@@ -121,7 +152,7 @@ def importance(
     scores = [score.double().abs().cpu() for score in scores]
     if not all(score.isfinite().all() for score in scores):
         raise ValueError(f"{kind} importance is not finite; a model in half precision may need float32")
-    return Scores(kind, scores[0::2], scores[1::2], means)
+    return scores, means
 
 
 def input_means(model: nn.Module, batches: Iterable[Any], loss: Loss, *, positions: Positions | None = None) -> Means:

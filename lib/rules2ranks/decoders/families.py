@@ -32,7 +32,8 @@ class Part:
 class Family:
     """Decoder layers of one kind.
 
-    `head` is the path of the size of a head, `queries` that of the query heads per key/value head ("": always 1).
+    `head` is the path of the size of a head, `queries` that of the query heads per key/value head ("": always 1), and
+    `query_heads` are the matrices that single query heads share out, where these lie in matrices of their own.
     `remembers` are paths of sizes that pruning changes ("heads", "key/value heads", "width" of all heads, "channels")
     and that a module holds beside its weights, if it does; those of a `config` become the layer's own.
     """
@@ -43,6 +44,7 @@ class Family:
     mlp: Part
     head: str
     queries: str = ""
+    query_heads: Part | None = None
     remembers: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -63,6 +65,7 @@ FAMILIES = [
         Part({"mlp.gate_proj": (), "mlp.up_proj": ()}, "mlp.down_proj"),
         head="self_attn.head_dim",
         queries="self_attn.num_key_value_groups",
+        query_heads=Part({"self_attn.q_proj": ()}, "self_attn.o_proj"),
         remembers={"mlp.intermediate_size": "channels"},
     ),
     Family(

@@ -153,6 +153,49 @@ def groups(model: nn.Module) -> list[Layer]:
     return [_layer(name, module) for name, module in decoder_layers(model).items()]
 
 
+def query_heads(model: nn.Module) -> list[Groups]:
+    """The query heads of every decoder layer, in order: those of the first key/value head first.
+
+    Raises:
+        ValueError: as `groups`; or a family whose queries lie in one matrix with keys and values.
+    """
+    found = []
+    for layer in groups(model):
+        if (part := layer.family.query_heads) is None:
+            raise ValueError(f"single query heads of {layer.family.name} layers cannot go: only whole attention groups")
+        head = attrgetter(layer.family.head)(layer.module)
+        found.append(Groups(width(layer.attention.output.module)[0] // head, _coupled(layer.module, part)))
+    return found
+
+
+def keep_query_heads(model: nn.Module, kept: Sequence[Sequence[int]]) -> nn.Module:
+    """Cut every layer, in place, down to the given query heads, as many of each key/value head; returns the model.
+
+    It is an ordinary model of its architecture then: `config.num_attention_heads` says how many are left.
+
+    Raises:
+        ValueError: as `query_heads`; or layers or key/value heads would keep different numbers, or none.
+    """
+    layers, found = groups(model), query_heads(model)
+    for layer, part, chosen in zip(layers, found, kept, strict=True):
+        each = part.count // layer.attention.count
+        numbers = {sum(head // each == key for head in chosen) for key in range(layer.attention.count)}
+        if (
+            numbers != {len(kept[0]) // layers[0].attention.count}
+            or 0 in numbers
+            or list(chosen) != sorted(set(chosen))
+        ):
+            raise ValueError(f"{layer.name}: of {each} query heads each key/value head must keep as many, got {chosen}")
+    for layer, part, chosen in zip(layers, found, kept, strict=True):
+        _cut(part, chosen)
+        place, _, entry = layer.family.queries.rpartition(".")
+        setattr(layer.module.get_submodule(place), entry, len(chosen) // layer.attention.count)
+        _describe_shapes(layer.name, layer.module)
+    model.config.head_dim = attrgetter(layers[0].family.head)(layers[0].module)
+    model.config.num_attention_heads = len(kept[0])
+    return model
+
+
 def sizes(model: nn.Module) -> list[dict[str, int]]:
     """Per layer `{"attention_groups": n, "channels": n}`: all that must be known to rebuild the shapes (JSON-able)."""
     return [{"attention_groups": layer.attention.count, "channels": layer.channels.count} for layer in groups(model)]
@@ -242,11 +285,15 @@ def keep(model: nn.Module, kept: Choice) -> nn.Module:
     """
     for layer, choice in zip(groups(model), kept, strict=True):
         for part, chosen in zip(layer.parts, choice, strict=True):
-            for c in part.coupled:
-                cut = c.tensor.detach().index_select(c.dim, part.index(c, chosen)).contiguous()
-                setattr(c.module, c.parameter, nn.Parameter(cut, requires_grad=c.tensor.requires_grad))
+            _cut(part, chosen)
         _describe_shapes(layer.name, layer.module)
     return model
+
+
+def _cut(part: Groups, chosen: Sequence[int]) -> None:
+    for c in part.coupled:
+        cut = c.tensor.detach().index_select(c.dim, part.index(c, chosen)).contiguous()
+        setattr(c.module, c.parameter, nn.Parameter(cut, requires_grad=c.tensor.requires_grad))
 
 
 def kept_copy(model: nn.Module, kept: Choice) -> nn.Module:

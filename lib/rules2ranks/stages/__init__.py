@@ -19,6 +19,7 @@ HOMES = {
     "gemma": "real_models",
     "prose": "real_models",
     "vocabulary": "real_models",
+    "query_heads": "heads",
 }
 
 

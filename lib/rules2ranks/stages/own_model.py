@@ -180,7 +180,7 @@ def _own(given: Pruning | Cut | Recovery | OwnModel) -> OwnModel:
 
 
 class Folder(runs.OfFiles):
-    """A folder for lm-eval: of task configurations in its YAML, or of data. Its content decides which result is found."""
+    """A folder for lm-eval, of task configurations in YAML or of data; its content decides which result is found."""
 
     folder: str
 
@@ -214,7 +214,8 @@ class Benchmarking(runs.Params):
     """A model of your own on public benchmarks: `tasks` are lm-eval's names, `task_folder` holds further ones.
 
     Data are those of the hub or its cache, or files of a `data_folder` laid out as the hub has them: see
-    `evaluation.benchmarks.load_tasks`. `fewshot` None leaves each task's own number (0 for the seven); `limit` takes the first examples only.
+    `evaluation.benchmarks.load_tasks`. `fewshot` None leaves each task's own number (0 for the seven); `limit` takes
+    the first examples only.
     """
 
     of: Of
