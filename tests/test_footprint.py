@@ -1,5 +1,6 @@
 """The dry run: what would be alive, without values, is what is alive with them."""
 
+import functools
 import gc
 
 import pytest
@@ -79,6 +80,24 @@ def test_half_precision_and_other_measures_take_what_they_need(tmp_path):
     assert both["importance"]["bytes"] > full["importance"]["bytes"] + 0.7 * groups
     window = 8 * SIZES["calibration_length"]  # the tokens themselves, which are not even looked at
     assert none["importance"]["bytes"] == none["loading"]["bytes"] + window
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layers_that_are_computed_again_take_what_is_said(name, tmp_path):
+    CONFIGS[name].save_pretrained(tmp_path)
+    usual, less, two = (
+        footprint.footprint(Planned(model=str(tmp_path), **SIZES, **more))
+        for more in ({}, {"gradient_checkpointing": True}, {"gradient_checkpointing": True, "kl": True})
+    )
+    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    coupled = [c.tensor for layer in pruning.groups(model) for part in layer.parts for c in part.coupled]
+    window = torch.zeros(1, SIZES["calibration_length"], dtype=torch.long)
+    again = functools.partial(footprint._loss, gradient_checkpointing=True)
+    peak = alive(model, lambda: calibration.mean_gradients(model, coupled, [window], again))
+    assert less["importance"]["bytes"] == pytest.approx(peak, rel=0.05)
+    assert less["importance"]["bytes"] <= usual["importance"]["bytes"]
+    assert less["recovery"]["bytes"] < usual["recovery"]["bytes"]
+    assert two["recovery"]["bytes"] == less["recovery"]["bytes"] + less["loading"]["bytes"], "the unpruned one beside"
 
 
 def test_the_command_prints_it_and_says_what_is_wrong(tmp_path, capsys):

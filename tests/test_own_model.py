@@ -19,11 +19,12 @@ from transformers import (
     Qwen3Config,
 )
 
+import tiny_decoders
 from rules2ranks import checkpoints, models, pruning, recovery, stages
 from rules2ranks.configuration import Configuration, memory
 from rules2ranks.recovery.methods import IN_PLACE
 from rules2ranks.runs import ParameterError
-from rules2ranks.stages import compressing, own_model, subjects
+from rules2ranks.stages import compressing, own_model, own_texts, subjects
 from rules2ranks.stages.compressing import Pruning, Recovery
 from rules2ranks.stages.own_texts import OwnModel
 from rules2ranks.tasks import texts
@@ -249,6 +250,34 @@ def test_a_loss_in_parts_has_the_gradients_of_the_whole(given):
         assert loss.item() == pytest.approx(own_loss(given.model, *batch)[0], rel=1e-5)
     for parts, whole in zip(*gradients, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", tiny_decoders.FAMILIES)
+@pytest.mark.parametrize("train", [False, True])
+def test_layers_computed_again_have_the_same_gradients(family, train):
+    model = tiny_decoders.build(family).train(train)
+    pair = tiny_decoders.tokens(batch=3), tiny_decoders.tokens(batch=3)
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)  # GPT-2 and OPT drop some in training
+        model.zero_grad()
+        loss = own_texts.text_loss(model, pair, 2, again)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 9
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_measures_and_recovery_are_the_same_with_layers_computed_again(home):
+    usual, again = ({"base": of(home, gradient_checkpointing=how), **PRUNED} for how in (False, True))
+    for measure in ("taylor-mixed", "flap"):
+        one, other = (stages.prune(**given, importance=measure) for given in (usual, again))
+        assert one.folder != other.folder
+        assert one.file("model.safetensors").read_bytes() == other.file("model.safetensors").read_bytes()
+    one, other = (stages.recover(pruned=given, **TRAINED) for given in (usual, again))
+    assert one.metrics["loss"] == other.metrics["loss"]
+    assert "gradient_checkpointing" not in OwnModel.check(of(home)).model_dump(), "older results are still found"
 
 
 def test_divergence_is_the_mean_over_scored_positions(given, home):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from torch import nn
 
-from rules2ranks import models, stages, training
+from rules2ranks import models, runs, stages, training
 from rules2ranks.training import Schedule, Watch
 
 
@@ -436,3 +436,16 @@ def test_reproducible_leaves_threads_and_random_state_alone():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_more_threads_are_asked_for_by_name_and_noted(monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setenv("RULES2RANKS_THREADS", "2")
+    with training.reproducible(1):
+        assert torch.get_num_threads() == 2
+        assert runs.where()["threads"] == 2
+    assert torch.get_num_threads() == threads
+    for wrong in ("0", "-1", "two", "1.5", ""):
+        monkeypatch.setenv("RULES2RANKS_THREADS", wrong)
+        with pytest.raises(ValueError, match="must be a number of threads from 1 up"), training.reproducible(1):
+            pass

@@ -158,7 +158,9 @@ def example_gradients(
     with evaluating(model), differentiable(tensors), watching(modules, see):
         for batch in batches:
             seen.update((module, []) for module in modules)
-            factors, size = _factors(loss(model, batch), seen)
+            value = loss(model, batch)
+            # As it is now: layers that are computed again in the backward pass would be seen twice.
+            factors, size = _factors(value, {module: list(calls) for module, calls in seen.items()})
             for (module, name), mean, square in zip(parameters, means, squares, strict=True):
                 for share in _shares(module, name, *factors[module]):
                     mean += share.sum(0)

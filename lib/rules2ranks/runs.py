@@ -255,8 +255,22 @@ def where() -> dict[str, Any]:
         "versions": versions,
         "machine": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "threads": torch.get_num_threads() if torch else 1,
+        "threads": threads(),
     }
+
+
+def threads() -> int:
+    """How many threads compute a result: one, unless the environment variable RULES2RANKS_THREADS says more.
+
+    With one, the same parameters give the same bits on one machine; with others the last digits can differ.
+
+    Raises:
+        ValueError: the variable is no whole number from 1 up.
+    """
+    said = os.environ.get("RULES2RANKS_THREADS", "1")
+    if not said.isascii() or not said.isdigit() or not int(said):
+        raise ValueError(f"RULES2RANKS_THREADS must be a number of threads from 1 up, got {said!r}")
+    return int(said)
 
 
 @contextlib.contextmanager

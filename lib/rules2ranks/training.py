@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rules2ranks import runs
+
 #: A loss takes the model and a batch and gives a scalar to go down (for models `Together`: one for each).
 Loss = Callable[[nn.Module, Any], Tensor]
 #: The share of the peak learning rate at a step, counted from 0.
@@ -47,9 +49,9 @@ def on_device(arrays: Iterable[np.ndarray]) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """One thread and seeded draws inside; the caller's threads and random state are as before afterwards."""
+    """As many threads as `runs.threads` says (one) and seeded draws; afterwards the caller's are as before."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(runs.threads())
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)

@@ -79,7 +79,8 @@ Pruned = Annotated[
 
 class HowRecovered(runs.Params):
     """How a pruned model is recovered, whatever its ranks and bits. `method` is one of `recovery.METHODS`; `kl` asks
-    for the distance to the unpruned model; `group` numbers of a quantised matrix share a scale; `rounds` are LoftQ's.
+    for the distance to the unpruned model, which then takes its memory beside the pruned one; `group` numbers of a
+    quantised matrix share a scale; `rounds` are LoftQ's.
 
     The rate is LoRA's best of 3e-4 to 2e-2 for a uniform rank 2 where half of the parameters was removed from all
     layers alike, by the loss on the search examples. The table `recovery_rates` has other methods and prunings.

@@ -6,6 +6,8 @@ top comes what Python and the libraries take themselves (some 0.5 GB), and what 
 
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -22,13 +24,14 @@ from rules2ranks import calibration, checkpoints, decoders, models, pruning, run
 from rules2ranks.importance import MEASURES, Kind
 from rules2ranks.models import Dtype
 from rules2ranks.spreads import Spread
+from rules2ranks.stages.own_texts import recomputed
 from rules2ranks.stages.ranges import Rank, Share, Size
 
 
 class Planned(runs.Params):
     """Pruning and recovery of a model, as far as memory depends on them. `model` is a folder with a `config.json` (its
     weights need not be there) or a hub name; in training `at_once` texts of `length` tokens go through it, and one
-    window of `calibration_length` for importance.
+    window of `calibration_length` for importance. With `kl` recovery holds the unpruned model beside the pruned one.
     """
 
     model: str
@@ -41,6 +44,8 @@ class Planned(runs.Params):
     length: Annotated[int, Field(ge=2)] = 256
     calibration_length: Annotated[int, Field(ge=2)] = 64
     at_once: Size = 8
+    gradient_checkpointing: bool = False
+    kl: bool = False
 
 
 def footprint(given: Planned) -> dict[str, dict[str, int]]:
@@ -70,7 +75,8 @@ def footprint(given: Planned) -> dict[str, dict[str, int]]:
         decoders.keep(model, kept)
         left, count = _bytes(model), models.parameter_count(model)
         found["pruning"] = {"parameters": count, "bytes": whole + left}
-        found["recovery"] = {"parameters": count, "bytes": left + _peak(model, lambda: _step(model, given))}
+        beside = whole if given.kl else 0
+        found["recovery"] = {"parameters": count, "bytes": left + beside + _peak(model, lambda: _step(model, given))}
     return found
 
 
@@ -78,13 +84,14 @@ def _importance(model: nn.Module, given: Planned) -> None:
     needs, batches = MEASURES[given.importance].needs, [torch.zeros(1, given.calibration_length, dtype=torch.long)]
     model.requires_grad_(True)  # as it is loaded
     coupled = [c for layer in decoders.groups(model) for part in layer.parts for c in part.coupled]
+    loss = partial(_loss, gradient_checkpointing=given.gradient_checkpointing)
     if needs == "gradients":
-        calibration.mean_gradients(model, [c.tensor for c in coupled], batches, _loss)
+        calibration.mean_gradients(model, [c.tensor for c in coupled], batches, loss)
     elif needs == "example gradients":
-        calibration.example_gradients(model, [(c.module, c.parameter) for c in coupled], batches, _loss)
+        calibration.example_gradients(model, [(c.module, c.parameter) for c in coupled], batches, loss)
     elif needs == "activations":
         with torch.no_grad():
-            _loss(model, batches[0])
+            loss(model, batches[0])
 
 
 def _step(model: nn.Module, given: Planned) -> None:
@@ -97,13 +104,15 @@ def _step(model: nn.Module, given: Planned) -> None:
         matrix.register_forward_hook(lambda _, x, y, a=a, b=b: y + F.linear(F.linear(x[0].to(a.dtype), a), b) * 2.0)
         trained += [a, b]
     optimiser = torch.optim.AdamW(trained)
-    _loss(model, torch.zeros(given.at_once, given.length, dtype=torch.long)).backward()
+    tokens = torch.zeros(given.at_once, given.length, dtype=torch.long)
+    _loss(model, tokens, given.gradient_checkpointing).backward()
     optimiser.step()
 
 
-def _loss(model: nn.Module, tokens: Tensor) -> Tensor:
+def _loss(model: nn.Module, tokens: Tensor, gradient_checkpointing: bool = False) -> Tensor:
     """As `own_texts.text_loss` where all positions count."""
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    with recomputed(model) if gradient_checkpointing else nullcontext():
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
     logits = logits.flatten(0, 1)[torch.arange(logits.shape[0] * logits.shape[1])].float()
     return F.cross_entropy(logits, tokens[:, 1:].flatten())
 

@@ -270,7 +270,7 @@ class OwnSubject(Subject):
         return training.on_device(self.encoded[part])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return own_texts.text_loss(model, batch, self.base.at_once)
+        return own_texts.text_loss(model, batch, self.base.at_once, self.base.gradient_checkpointing)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         return own_texts.text_logits(model, *batch)
