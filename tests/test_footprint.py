@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
 from rules2ranks import __main__, calibration, pruning, recovery
-from rules2ranks.stages import footprint
+from rules2ranks.runs import ParameterError
+from rules2ranks.stages import footprint, own_texts
 from rules2ranks.stages.footprint import Planned
 
 #: Of three sizes and kinds: the embeddings are most of it, the layers are, and biases are there.
@@ -98,6 +99,25 @@ def test_layers_that_are_computed_again_take_what_is_said(name, tmp_path):
     assert less["importance"]["bytes"] <= usual["importance"]["bytes"]
     assert less["recovery"]["bytes"] < usual["recovery"]["bytes"]
     assert two["recovery"]["bytes"] == less["recovery"]["bytes"] + less["loading"]["bytes"], "the unpruned one beside"
+
+
+@pytest.mark.parametrize("name", ["a large vocabulary", "large layers"])
+def test_what_is_pruned_from_disk_is_never_there_as_a_whole(name, tmp_path):
+    AutoModelForCausalLM.from_config(CONFIGS[name]).to(torch.bfloat16).save_pretrained(tmp_path)
+    how = {"importance": "flap", "from_disk": True, "calibration_samples": 3}
+    usual, said = (
+        footprint.footprint(Planned(model=str(tmp_path), **SIZES | more)) for more in ({"importance": "flap"}, how)
+    )
+    streamed = pruning.Streamed(tmp_path, "float32")  # not the type in the file, so that what is read is seen
+    windows = torch.zeros(3, SIZES["calibration_length"], dtype=torch.long)
+    gc.collect()
+    with footprint._Alive(streamed.skeleton) as counted:
+        streamed.importance((windows, windows), own_texts.through_layers)
+    assert said["importance"]["bytes"] == pytest.approx(counted.peak, rel=0.15)
+    assert said["loading"]["bytes"] < usual["loading"]["bytes"]
+    assert said["recovery"] == usual["recovery"], "which needs the pruned model"
+    with pytest.raises(ParameterError, match="from_disk needs importance flap or wanda-sp: taylor needs the whole"):
+        Planned.check({"model": str(tmp_path), "from_disk": True})
 
 
 def test_the_command_prints_it_and_says_what_is_wrong(tmp_path, capsys):

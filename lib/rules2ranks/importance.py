@@ -102,8 +102,8 @@ def importance(
         ValueError: an unknown kind, no batch, no loss, no seed, an unsupported model, or a score that is not finite.
     """
     parts = [part for layer in groups(model) for part in layer.parts]
-    scores, means = _scored(model, parts, batches, loss, kind, seed, positions)
-    return Scores(kind, scores[0::2], scores[1::2], means)
+    scores, seen = _scored(model, parts, batches, loss, kind, seed, positions)
+    return Scores(kind, scores[0::2], scores[1::2], seen)
 
 
 def query_importance(
@@ -137,7 +137,7 @@ def _scored(
         raise ValueError(f"kind must be one of {tuple(MEASURES)}, got {kind!r}")
     measure = MEASURES[kind]
     fed = () if measure.needs in ("seed", "weights") else _fed(f"{kind} importance", batches, loss)
-    means = None
+    seen_means = None
     if measure.needs == "seed":
         if seed is None:
             raise ValueError(f"{kind} importance needs a seed")
@@ -145,14 +145,14 @@ def _scored(
         scores = [measure.value(part.count, generator) * part.parameters for part in parts]
     elif measure.needs == "activations":
         moments = collect(model, [part.output.module for part in parts], Moments, *fed, positions)
-        scores = [_of_inputs(measure, part, seen) for part, seen in zip(parts, moments, strict=True)]
-        means = _means(moments)
+        scores = [of_inputs(measure, part, seen) for part, seen in zip(parts, moments, strict=True)]
+        seen_means = means(moments)
     else:
         scores = _of_parameters(measure, model, parts, fed)
     scores = [score.double().abs().cpu() for score in scores]
     if not all(score.isfinite().all() for score in scores):
         raise ValueError(f"{kind} importance is not finite; a model in half precision may need float32")
-    return scores, means
+    return scores, seen_means
 
 
 def input_means(model: nn.Module, batches: Iterable[Any], loss: Loss, *, positions: Positions | None = None) -> Means:
@@ -162,7 +162,7 @@ def input_means(model: nn.Module, batches: Iterable[Any], loss: Loss, *, positio
         ValueError: no batch, or an unsupported model.
     """
     matrices = [part.output.module for layer in groups(model) for part in layer.parts]
-    return _means(collect(model, matrices, Moments, *_fed("a mean", batches, loss), positions))
+    return means(collect(model, matrices, Moments, *_fed("a mean", batches, loss), positions))
 
 
 def block_importance(
@@ -218,13 +218,14 @@ def _of_parameters(measure: Measure, model: nn.Module, parts: Sequence[Groups], 
     return [torch.stack([part.sums(c, next(values)) for c in part.coupled]).sum(0) for part in parts]
 
 
-def _of_inputs(measure: Measure, part: Groups, seen: Moments) -> Tensor:
+def of_inputs(measure: Measure, part: Groups, seen: Moments) -> Tensor:
     """Sums over each group of the values of its columns of the output matrix."""
     output = part.output
     values = measure.value(output.tensor.detach().float().movedim(output.dim, -1), seen)  # (outputs, inputs)
     return part.sums(output, values.movedim(-1, output.dim))
 
 
-def _means(moments: Sequence[Moments]) -> Means:
-    means = [seen.mean.cpu() for seen in moments]
-    return Means(means[0::2], means[1::2])
+def means(moments: Sequence[Moments]) -> Means:
+    """Mean inputs from what was seen of the output matrices, attention and MLP in turn."""
+    found = [seen.mean.cpu() for seen in moments]
+    return Means(found[0::2], found[1::2])

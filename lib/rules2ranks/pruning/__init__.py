@@ -8,6 +8,7 @@
 `importance` scores the coupled groups, `plan` chooses which stay (`prune` with a ratio calls it), `prune` slices. A
 ratio is always the share of the whole model's parameters that is removed. `levels` go further: for each part
 they say which groups stay when so many go, down to none, with weights that make up for those; `shrink` cuts a choice.
+A model larger than memory is `Streamed` from its files.
 """
 
 from rules2ranks.decoders import add_biases, check_architecture, decoder_layers, groups, outputs, resize, sizes
@@ -17,6 +18,7 @@ from rules2ranks.pruning.files import load_pruned, save_pruned, skeleton
 from rules2ranks.pruning.plans import Kept, Plan, plan
 from rules2ranks.pruning.portable import make_portable
 from rules2ranks.pruning.slicing import mask, prune, report
+from rules2ranks.pruning.streaming import Streamed
 from rules2ranks.pruning.vocabulary import cut_tokenizer, keep_tokens
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Means",
     "Plan",
     "Scores",
+    "Streamed",
     "add_biases",
     "block_importance",
     "check_architecture",

@@ -9,13 +9,13 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rules2ranks import configuration, decoders, quantisation
+from rules2ranks import checkpoints, configuration, decoders, quantisation
 from rules2ranks.decoders import add_biases, outputs, resize, sizes
 from rules2ranks.models import misfits, parameter_count, read_tensors
 
 #: 2: some matrices are packed. An older version does not read it, and says so.
 FORMATS = PLAIN, PACKED = 1, 2
-NAMES = ("config.json", "pruning.json", "model.safetensors")
+CONFIG, ABOUT, WEIGHTS, INDEX = "config.json", "pruning.json", "model.safetensors", "model.safetensors.index.json"
 
 
 def save_pruned(model: nn.Module, folder: str | Path) -> None:
@@ -35,13 +35,18 @@ def save_pruned(model: nn.Module, folder: str | Path) -> None:
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights_of(model).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    write_about(model, folder)
+
+
+def write_about(model: transformers.PreTrainedModel, folder: Path) -> None:
+    """Write `config.json` and `pruning.json` of a pruned model; its shapes are all that is read."""
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], model.dtype
     config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights_of(model).items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     whole = decoders.skeleton(config)
     without = {name for name, module in outputs(whole).items() if module.bias is None}
     parameters, bits = decoders.shapes(model).parameters, quantisation.bits_of(model)
@@ -54,19 +59,28 @@ def save_pruned(model: nn.Module, folder: str | Path) -> None:
     }
     if bits:
         about |= {"bits": bits, "group": next(m.group for m in model.modules() if isinstance(m, quantisation.Packed))}
-    (folder / "pruning.json").write_text(json.dumps(about, indent=1) + "\n")
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def write_index(folder: Path, files: dict[str, str]) -> None:
+    """Write which file has which tensor, as transformers has it of a model in several files."""
+    size = sum((folder / name).stat().st_size for name in set(files.values()))
+    index = {"metadata": {"total_size": size}, "weight_map": files}
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
 def load_pruned(folder: str | Path) -> transformers.PreTrainedModel:
-    """The model that `save_pruned` wrote, bit for bit, in eval mode.
+    """The model that `save_pruned` wrote, or `Streamed.prune` in several files, bit for bit, in eval mode.
 
     Raises:
         ValueError: a file is missing or damaged, or a tensor's name, shape or type is not the one that `config.json`
             and `pruning.json` call for; nothing is loaded in part.
     """
     folder = Path(folder)
-    _check_files(folder, NAMES)
-    weights = read_tensors(folder / "model.safetensors")
+    _check_files(folder, (CONFIG, ABOUT))
+    parts = checkpoints.weights(folder) or [folder / WEIGHTS]
+    _check_files(folder, tuple(part.name for part in parts))
+    weights = {name: tensor for part in parts for name, tensor in read_tensors(part).items()}
     model = skeleton(folder)
     needed, held = (
         {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in of.items()}
@@ -89,9 +103,9 @@ def skeleton(folder: str | Path) -> transformers.PreTrainedModel:
         ValueError: a file is missing or damaged, or `config.json` and `pruning.json` do not fit each other.
     """
     folder = Path(folder)
-    _check_files(folder, NAMES[:2])
-    about = _read_about(folder / "pruning.json")
-    whole = decoders.skeleton(_config(folder / "config.json"))
+    _check_files(folder, (CONFIG, ABOUT))
+    about = _read_about(folder / ABOUT)
+    whole = decoders.skeleton(_config(folder / CONFIG))
     model = add_biases(resize(whole, about["layers"]), about["biases"])
     return quantisation.make_room(model, about["bits"], about["group"])
 

@@ -57,8 +57,13 @@ def prune(
         ratio = make_plan(model, scores, ratio, spread=spread, protect=protect, **how)
     elif scores is not None:
         raise ValueError("a plan says already which groups stay: pass scores with a ratio only")
-    _check(model, ratio)
-    return _compensated(kept_copy(model, _chosen(ratio)), model, ratio, means)
+    check_plan(model, ratio)
+    return sliced(model, ratio, means)
+
+
+def sliced(model: nn.Module, plan: Plan, means: Means | None = None) -> nn.Module:
+    """What `prune` leaves by a plan, of a model or of a single decoder layer."""
+    return _compensated(kept_copy(model, _chosen(plan)), model, plan, means)
 
 
 def mask(model: nn.Module, plan: Plan, *, means: Means | None = None) -> nn.Module:
@@ -68,7 +73,7 @@ def mask(model: nn.Module, plan: Plan, *, means: Means | None = None) -> nn.Modu
         ValueError: as `check_architecture`; the plan or the means were made for other shapes.
     """
     check_architecture(model)
-    _check(model, plan)
+    check_plan(model, plan)
     return _compensated(blank(copy.deepcopy(model), _chosen(plan)), model, plan, means)
 
 
@@ -115,7 +120,8 @@ def _compensated(copied: nn.Module, model: nn.Module, plan: Plan, means: Means |
     return copied
 
 
-def _check(model: nn.Module, plan: Plan) -> None:
+def check_plan(model: nn.Module, plan: Plan) -> None:
+    """Refuse, as a ValueError, a plan that was made for other shapes."""
     expected = [(layer.attention.count, layer.channels.count) for layer in groups(model)]
     got = [(kept.attention_groups_before, kept.channels_before) for kept in plan.layers]
     if got != expected:

@@ -12,15 +12,16 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from rules2ranks import decoders, models, pruning, quantisation, recovery, runs, training
+from rules2ranks import checkpoints, decoders, models, pruning, quantisation, recovery, runs, training
 from rules2ranks.configuration import GROUP, Bits, Shapes, by_matrix
-from rules2ranks.importance import Kind
+from rules2ranks.importance import MEASURES, Kind
 from rules2ranks.quantisation import ROUNDS
 from rules2ranks.runs import stage
 from rules2ranks.spreads import Spread
 from rules2ranks.stages import learning
 from rules2ranks.stages.cutting import Cut
 from rules2ranks.stages.learning import CHECKPOINT, WEIGHTS, Pretraining, draw_seed
+from rules2ranks.stages.own_texts import OwnModel, through_layers
 from rules2ranks.stages.ranges import Rate, Seed, Share, Size, Steps
 from rules2ranks.stages.subjects import SHIPPED_WEIGHTS, Base, Batch, Subject, subject
 from rules2ranks.training import Schedule
@@ -37,6 +38,8 @@ class Pruning(runs.Params):
     `standardise` makes scores comparable over layers before a global ranking, as FLAP's authors do with theirs;
     `compensate` adds what removed inputs contributed on average to the biases (FLAP), whatever the importance.
     `protect` counts the layers that stay whole at the beginning and at the end.
+    With `from_disk` a model of your own is never in memory as a whole (see `pruning.Streamed`): importance must then be
+    `flap` or `wanda-sp`, and each pass reads the model's files again.
     """
 
     base: Base = "language"
@@ -49,10 +52,15 @@ class Pruning(runs.Params):
     # Defaults of what came later are left out, so that results from before are found under their own parameters.
     multiple: Annotated[Size, Field(exclude_if=lambda multiple: multiple == 1)] = 1
     of: Annotated[Literal["model", "layers"], Field(exclude_if=lambda of: of == "model")] = "model"
+    from_disk: Annotated[bool, Field(exclude_if=lambda given: not given)] = False
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _of_one_size(self) -> Self:
+    def _possible(self) -> Self:
+        if self.from_disk and not (self.base == "gemma" or isinstance(self.base, OwnModel)):
+            raise ValueError(f"from_disk is for a model of your own, not for {self.base!r}")
+        if self.from_disk and MEASURES[self.importance].needs != "activations":
+            raise ValueError(f"from_disk needs importance flap or wanda-sp: {self.importance} needs the whole model")
         if self.spread == "same" and self.protect != (0, 0):
             raise ValueError("spread same gives all layers one size: it needs protect=(0, 0)")
         if self.multiple != 1 and self.spread != "same":
@@ -152,6 +160,8 @@ def prune(work: Path, given: Pruning) -> dict:
     """
     if not given.ratio:
         raise ValueError("at ratio 0 there is nothing to prune: pass it on to recover, which trains the whole model")
+    if given.from_disk:
+        return _prune_from_disk(work, given)
     with training.reproducible(given.seed):
         about = subject(given.base)
         before = about.evaluate("report")
@@ -161,10 +171,33 @@ def prune(work: Path, given: Pruning) -> dict:
         pruning.save_pruned(pruned, work)
     else:
         models.save_weights(pruned, work / WEIGHTS)
+    return _written(work, about, about.model, pruned) | {"before": before, "after": after}
+
+
+def _prune_from_disk(work: Path, given: Pruning) -> dict:
+    """The same of a model that is never in memory as a whole."""
+    about = subject(given.base)
+    about.check()
+    streamed = pruning.Streamed(checkpoints.find(about.base.model), about.base.dtype, training.device())
+    decoders.check_architecture(streamed.skeleton.config)
+    with training.reproducible(given.seed):
+        before = streamed.evaluated(lambda model: about.evaluate("report", model))
+        batch = tuple(torch.cat(some) for some in zip(*about.calibration(given.seed), strict=True))
+        fed = {"batch": batch, "loss": through_layers, "positions": about.positions}
+        scored = streamed.importance(**fed, kind=given.importance)
+        blocks = streamed.block_importance(**fed) if given.spread == "importance" else None
+        plan = pruning.plan(streamed.skeleton, scored, given.ratio, **_how(given, blocks))
+        streamed.prune(plan, work, means=scored.means if given.compensate else None)
+        after = pruning.Streamed(work, device=training.device())
+        scores = after.evaluated(lambda model: about.evaluate("report", model))
+    return _written(work, about, about.skeleton(), after.skeleton) | {"before": before, "after": scores}
+
+
+def _written(work: Path, about: Subject, before: nn.Module, after: nn.Module) -> dict:
+    """Lay a model's own tokenizer beside the pruned one; returns what was removed, and the sizes of what is left."""
     for path in about.beside:
         shutil.copyfile(path, work / path.name)
-    sizes = pruning.sizes(pruned)
-    return {**pruning.report(about.model, pruned), "before": before, "after": after, "sizes": sizes}
+    return {**pruning.report(before, after), "sizes": pruning.sizes(after)}
 
 
 def _scored(about: Subject, given: Pruning | Fragility) -> pruning.Scores:
@@ -183,9 +216,13 @@ def _sliced(about: Subject, scored: pruning.Scores, given: Pruning) -> nn.Module
 
     blocks = seen(pruning.block_importance) if given.spread == "importance" else None
     means = (scored.means or seen(pruning.input_means)) if given.compensate else None
-    how = {"spread": given.spread, "protect": given.protect, "blocks": blocks, "standardise": given.standardise}
-    how |= {"multiple": given.multiple, "of": given.of}
-    return pruning.prune(about.model, given.ratio, scored, **how, means=means)
+    return pruning.prune(about.model, given.ratio, scored, **_how(given, blocks), means=means)
+
+
+def _how(given: Pruning, blocks: list[float] | None) -> dict[str, Any]:
+    """What a plan is made with beside scores and ratio."""
+    names = ("spread", "protect", "standardise", "multiple", "of")
+    return {name: getattr(given, name) for name in names} | {"blocks": blocks}
 
 
 def load_pruned(given: Pruning | Cut) -> nn.Module:

@@ -8,11 +8,11 @@ import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,6 +32,7 @@ class Planned(runs.Params):
     """Pruning and recovery of a model, as far as memory depends on them. `model` is a folder with a `config.json` (its
     weights need not be there) or a hub name; in training `at_once` texts of `length` tokens go through it, and one
     window of `calibration_length` for importance. With `kl` recovery holds the unpruned model beside the pruned one.
+    With `from_disk` the model is pruned layer by layer, after `calibration_samples` windows at a time.
     """
 
     model: str
@@ -46,6 +47,14 @@ class Planned(runs.Params):
     at_once: Size = 8
     gradient_checkpointing: bool = False
     kl: bool = False
+    from_disk: bool = False
+    calibration_samples: Size = 10
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.from_disk and MEASURES[self.importance].needs != "activations":
+            raise ValueError(f"from_disk needs importance flap or wanda-sp: {self.importance} needs the whole model")
+        return self
 
 
 def footprint(given: Planned) -> dict[str, dict[str, int]]:
@@ -69,19 +78,24 @@ def footprint(given: Planned) -> dict[str, dict[str, int]]:
     with FakeTensorMode():
         model = kind._from_config(config, dtype=getattr(torch, given.dtype)).eval().requires_grad_(False)
         whole, count = _bytes(model), models.parameter_count(model)
-        found["loading"] = {"parameters": count, "bytes": whole}
+        layer = max(map(_bytes, decoders.decoder_layers(model).values()))
+        rest = whole - sum(map(_bytes, decoders.decoder_layers(model).values()))
         peak = _peak(model, lambda: _importance(model, given))
-        found["importance"] = {"parameters": count, "bytes": whole + peak}
+        found["loading"] = {"parameters": count, "bytes": rest if given.from_disk else whole}
+        found["importance"] = {"parameters": count, "bytes": (rest + layer if given.from_disk else whole) + peak}
         decoders.keep(model, kept)
         left, count = _bytes(model), models.parameter_count(model)
-        found["pruning"] = {"parameters": count, "bytes": whole + left}
+        # From disk: a file is put together before it is written.
+        cutting = 2 * max(rest, layer) if given.from_disk else whole + left
+        found["pruning"] = {"parameters": count, "bytes": cutting}
         beside = whole if given.kl else 0
         found["recovery"] = {"parameters": count, "bytes": left + beside + _peak(model, lambda: _step(model, given))}
     return found
 
 
 def _importance(model: nn.Module, given: Planned) -> None:
-    needs, batches = MEASURES[given.importance].needs, [torch.zeros(1, given.calibration_length, dtype=torch.long)]
+    needs, windows = MEASURES[given.importance].needs, given.calibration_samples if given.from_disk else 1
+    batches = [torch.zeros(windows, given.calibration_length, dtype=torch.long)]
     model.requires_grad_(True)  # as it is loaded
     coupled = [c for layer in decoders.groups(model) for part in layer.parts for c in part.coupled]
     loss = partial(_loss, gradient_checkpointing=given.gradient_checkpointing)
@@ -91,7 +105,7 @@ def _importance(model: nn.Module, given: Planned) -> None:
         calibration.example_gradients(model, [(c.module, c.parameter) for c in coupled], batches, loss)
     elif needs == "activations":
         with torch.no_grad():
-            loss(model, batches[0])
+            model.base_model(input_ids=batches[0], use_cache=False) if given.from_disk else loss(model, batches[0])
 
 
 def _step(model: nn.Module, given: Planned) -> None:
@@ -134,7 +148,7 @@ class _Alive(TorchDispatchMode):
 
     def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage not in self._seen:
+        if storage not in self._seen and not tensor.is_meta:
             size = self._seen[storage] = storage.nbytes()
             self.now += size
             self.peak = max(self.peak, self.now)
@@ -152,4 +166,5 @@ def _peak(model: nn.Module, run: Callable[[], None]) -> int:
 
 
 def _bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in {*model.parameters(), *model.buffers()})

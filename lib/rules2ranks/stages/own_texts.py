@@ -109,6 +109,12 @@ def text_logits(model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
     return logits[labels[:, 1 : end + 1] != texts.IGNORED].float()
 
 
+def through_layers(model: nn.Module, pair: tuple[Tensor, Tensor]) -> Tensor:
+    """What comes out of the last layer where `text_logits` would ask the head: as large as the vocabulary is not."""
+    tokens, labels = pair
+    return model.base_model(input_ids=tokens[:, : used(labels)], use_cache=False).last_hidden_state
+
+
 def scored_tokens(labels: Tensor) -> Tensor:
     """The tokens that are to be predicted, text by text: all labels but those marked and those of a first token."""
     return labels[:, 1:][labels[:, 1:] != texts.IGNORED]

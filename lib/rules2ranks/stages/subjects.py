@@ -248,16 +248,19 @@ class OwnSubject(Subject):
         return {part: texts.encode(x, self.tokenizer, given.length, given.train_on_prompt) for part, x in found.items()}
 
     def load(self) -> nn.Module:
-        # What is wrong with the texts is told before a large model is loaded.
-        positions = getattr(self.skeleton().config, "max_position_embeddings", None)
+        self.check()
+        return models.load_causal_lm(self.base.model, self.base.dtype).to(training.device())
+
+    def check(self) -> None:
+        """Refuse, as a ValueError, texts that the model cannot take, before anything of it is loaded."""
+        empty = self.skeleton()
+        positions = getattr(empty.config, "max_position_embeddings", None)
         if positions and self.base.length > positions:
             raise ValueError(f"length is {self.base.length} tokens, but the model's positions end at {positions}")
         highest = max(int(tokens.max()) for tokens, _ in self.encoded.values())
-        model = models.load_causal_lm(self.base.model, self.base.dtype)
-        if highest >= (known := model.get_input_embeddings().num_embeddings):
+        if highest >= (known := empty.get_input_embeddings().num_embeddings):
             where = f"the tokenizer beside {self.base.model}"
             raise ValueError(f"{where} says token {highest}, the model knows 0 to {known - 1}")
-        return model.to(training.device())
 
     def skeleton(self) -> nn.Module:
         return models.causal_lm_skeleton(self.base.model, self.base.dtype)
