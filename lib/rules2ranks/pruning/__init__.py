@@ -15,6 +15,7 @@ from rules2ranks.decoders import add_biases, check_architecture, decoder_layers,
 from rules2ranks.importance import Means, Scores, block_importance, importance, input_means
 from rules2ranks.pruning.database import Database, levels, save_levels, shrink
 from rules2ranks.pruning.files import load_pruned, save_pruned, skeleton
+from rules2ranks.pruning.llama_cpp import write_gguf
 from rules2ranks.pruning.plans import Kept, Plan, plan
 from rules2ranks.pruning.portable import make_portable
 from rules2ranks.pruning.slicing import mask, prune, report
@@ -51,4 +52,5 @@ __all__ = [
     "shrink",
     "sizes",
     "skeleton",
+    "write_gguf",
 ]
