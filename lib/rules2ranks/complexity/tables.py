@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rules2ranks import automata
 from rules2ranks.automata.rules import integer
-from rules2ranks.complexity import dynamics, entropies, patterns
+from rules2ranks.complexity import dynamics, entropies, functions, patterns
 from rules2ranks.complexity.classes import wolfram_classes
 
 
@@ -57,6 +57,13 @@ MEASURES: dict[str, Measure] = {
     "lyapunov_damage": Measure(_damage, "Lyapunov, damage speed", "cells per step"),
     "lyapunov_boolean": Measure(dynamics.lyapunov_boolean, "Lyapunov, Boolean", "nats per step"),
     "krylov": Measure(dynamics.krylov, "Krylov complexity", of_the_rule=True),
+    "linear_loss": Measure(functions.linear_loss, "linear loss", "nats per cell"),
+    "nonlinearity": Measure(functions.nonlinearity, "distance from affine", "table entries", of_the_rule=True),
+    "average_sensitivity": Measure(functions.average_sensitivity, "average sensitivity", "cells", of_the_rule=True),
+    "canalisation": Measure(functions.canalisation, "canalisation", of_the_rule=True),
+    "effective_connectivity": Measure(
+        functions.effective_connectivity, "effective connectivity", "cells", of_the_rule=True
+    ),
     "langton_lambda": Measure(automata.langton_lambda, "Langton's λ", of_the_rule=True),
 }
 
@@ -81,7 +88,7 @@ def table(
     single seed, or where a value is not finite). Entropies are of blocks of 5 and mutual information of pairs of
     neighbours; ``lyapunov_damage`` is over rows - 1 steps, or as many as the ring has room for, from the run's first
     row; ``lyapunov_boolean`` is -inf if defects die out in any run; ``fractal_dimension`` is the mean of that of the 1s
-    and that of the 0s. ``krylov`` and ``langton_lambda`` belong to the rule alone.
+    and that of the 0s. ``krylov``, ``langton_lambda`` and the four before it belong to the rule alone.
 
     Raises ValueError for no rules or no seeds, an unknown measure, fewer than 5 rows or cells, or what
     `automata.simulate` refuses.

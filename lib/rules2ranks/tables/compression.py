@@ -1,5 +1,6 @@
 """The reference table of pruned rule models: how fast does each fall, without recovery?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -27,7 +28,12 @@ def compression(settings: Compression, workers: int) -> tuple[dict[str, Rows], f
         for seed in settings.seeds
     ]
     results = measure(stage_jobs("fragility", asked), workers, "pruning the models of rules")
-    rows = [
+    return {"compression": curves(results)}, seconds_of(results)
+
+
+def curves(results: Sequence[runs.Result]) -> Rows:
+    """A row for each model and share, 0 first."""
+    return [
         {
             "rule": result.params["base"]["source"],
             "seed": result.params["seed"],
@@ -37,4 +43,3 @@ def compression(settings: Compression, workers: int) -> tuple[dict[str, Rows], f
         for result in results
         for point in result.metrics["curve"]
     ]
-    return {"compression": rows}, seconds_of(results)

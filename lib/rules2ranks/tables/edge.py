@@ -47,7 +47,9 @@ class EdgeAblations(Variant):
 
 def edge_of_chaos(settings: EdgeOfChaos, workers: int) -> tuple[dict[str, Rows], float]:
     """What frozen bodies that learnt from a rule are worth elsewhere, what was learnt, and how alike it is."""
-    taught = [_body(source, seed, settings.pretrain) for source in [*settings.rules, "coin"] for seed in settings.seeds]
+    taught = [
+        pretraining(source, seed, settings.pretrain) for source in [*settings.rules, "coin"] for seed in settings.seeds
+    ]
     asked = _core(settings, taught)
     learnt = pretrainings(taught, workers)
     results = measure(stage_jobs("downstream", asked), workers, "downstream tasks")
@@ -67,9 +69,9 @@ def _core(settings: EdgeOfChaos, taught: list[Pretraining]) -> list[Downstream]:
     scratch = {"train": "all", **settings.from_scratch}
     kinds: list[tuple[str, Pretraining, Changes]] = [
         *(("pretrained", body, {}) for body in taught),
-        *(("random", _body(first, seed, settings.pretrain), {}) for seed in settings.random_seeds),
-        *(("shuffled", _body(shuffled, seed, settings.pretrain), {}) for seed in settings.seeds),
-        *(("random", _body(first, seed, settings.pretrain), scratch) for seed in settings.seeds),
+        *(("random", pretraining(first, seed, settings.pretrain), {}) for seed in settings.random_seeds),
+        *(("shuffled", pretraining(shuffled, seed, settings.pretrain), {}) for seed in settings.seeds),
+        *(("random", pretraining(first, seed, settings.pretrain), scratch) for seed in settings.seeds),
     ]
     return [
         Downstream.check({"body": body, "start": start, "seed": body.seed, **how, "task": task, **own})
@@ -106,13 +108,14 @@ def _variant(settings: EdgeAblations, variant: Variant) -> list[Downstream]:
     if start != "shuffled":
         kinds.append(("random", settings.rules[0]))
     return [
-        Downstream.check({"body": _body(source, seed, pretrain), "start": begin, "seed": seed, **down})
+        Downstream.check({"body": pretraining(source, seed, pretrain), "start": begin, "seed": seed, **down})
         for begin, source in kinds
         for seed in settings.seeds
     ]
 
 
-def _body(source: int | str, seed: int, changes: Changes) -> Pretraining:
+def pretraining(source: int | str, seed: int, changes: Changes) -> Pretraining:
+    """A network and what it learns."""
     return Pretraining.check({"source": source, "seed": seed, **changes})
 
 
@@ -154,7 +157,9 @@ def _similarity(settings: EdgeOfChaos) -> Rows:
     from rules2ranks.stages import inspecting
 
     rules = settings.rules
-    found = inspecting.similarity([[_body(rule, seed, settings.pretrain) for seed in settings.seeds] for rule in rules])
+    found = inspecting.similarity(
+        [[pretraining(rule, seed, settings.pretrain) for seed in settings.seeds] for rule in rules]
+    )
     pairs = combinations_with_replacement(range(len(rules)), 2)
     return [{"a": rules[a], "b": rules[b], "cka": float(found[a, b] + found[b, a]) / 2} for a, b in pairs]
 
