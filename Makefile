@@ -62,6 +62,7 @@ bench: $(STAMP) ## measure kernels, training, recovery and what pruning saves, i
 	@$(RUN_ENV) python tests/bench/training.py
 	@$(RUN_ENV) python tests/bench/recovery.py
 	@$(RUN_ENV) python tests/bench/pruning.py
+	@$(RUN_ENV) python tests/bench/real.py
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@PATH="$(BIN):$$PATH" jupyter lab --notebook-dir=notebooks

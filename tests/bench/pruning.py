@@ -17,10 +17,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import running
@@ -39,11 +40,13 @@ COLUMNS = ("prefill_tokens_per_second", "generated_tokens_per_second")
 
 @dataclass(frozen=True)
 class Case:
-    """A model and the prompts that it reads, `(examples, tokens)`."""
+    """A model, the prompts that it reads, `(examples, tokens)`, and what is pruned `of` it."""
 
     name: str
     load: Callable[[], nn.Module]
     prompts: tuple[int, int]
+    of: Literal["model", "layers"] = "model"
+    shares: tuple[float, ...] = SHARES
 
 
 def random_llama() -> LlamaForCausalLM:
@@ -80,7 +83,7 @@ def measured(case: Case, rounds: int = ROUNDS) -> list[dict[str, object]]:
     """One row for the whole model and one for each share."""
     whole = case.load()
     scores = pruning.importance(whole, (), None, "l2")
-    pruned = {0.0: whole, **{share: pruning.prune(whole, share, scores) for share in SHARES}}
+    pruned = {0.0: whole, **{share: pruning.prune(whole, share, scores, of=case.of) for share in case.shares}}
     tokens = running.drawn(whole, *case.prompts)
     ways = {
         (share, column): partial(run, model, tokens)
@@ -108,16 +111,15 @@ def measured(case: Case, rounds: int = ROUNDS) -> list[dict[str, object]]:
     return rows
 
 
-def main() -> None:
+def write(cases: Sequence[Case], path: Path) -> None:
     """Measure, print and write."""
     with training.reproducible(0):
-        table = pd.DataFrame([row for case in CASES for row in measured(case)])
+        table = pd.DataFrame([row for case in cases for row in measured(case)])
     table = table.assign(machine=machine(f", transformers {transformers.__version__}, CPU"))
-    path = FOLDER / "bench_pruning.csv"
     table.to_csv(path, index=False)
     print(table.drop(columns="machine").to_string(index=False))
     print(f"\nWritten to {path}")
 
 
 if __name__ == "__main__":
-    main()
+    write(CASES, FOLDER / "bench_pruning.csv")

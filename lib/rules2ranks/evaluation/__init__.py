@@ -2,7 +2,8 @@
 
 `intervals` gives means with bootstrap intervals; `crossed` means over seeds and what was drawn beside them, tests of
 difference and of equivalence, and the smallest effect that could be seen; `variance` what varies with what;
-`correlations` relates rules' complexity to their scores, with and without controls; `sweet_spot` asks whether a score
+`correlations` relates rules' complexity to their scores, with and without controls; `mediation` parts an effect into
+what goes through something and what does not; `sweet_spot` asks whether a score
 rises and then falls; `survival` treats the steps until something was learnt, and the failures before the right answer;
 `benchmarks` is a bridge to lm-eval.
 
@@ -14,6 +15,7 @@ from rules2ranks.evaluation.benchmarks import Benchmark, benchmark
 from rules2ranks.evaluation.correlations import Correlation, Kind, correlation, holm, mantel, partial_correlation
 from rules2ranks.evaluation.crossed import Crossed, crossed
 from rules2ranks.evaluation.intervals import Interval, mean_interval
+from rules2ranks.evaluation.mediation import Mediation, mediation
 from rules2ranks.evaluation.survival import (
     SurvivalGame,
     TimeToReach,
@@ -32,6 +34,7 @@ __all__ = [
     "Interaction",
     "Interval",
     "Kind",
+    "Mediation",
     "Quadratic",
     "SurvivalGame",
     "TimeToReach",
@@ -45,6 +48,7 @@ __all__ = [
     "interaction",
     "mantel",
     "mean_interval",
+    "mediation",
     "parametric_fits",
     "partial_correlation",
     "quadratic",

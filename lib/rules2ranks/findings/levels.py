@@ -94,28 +94,25 @@ def orders_alike() -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["small", "rho", "low", "high", "choices"])
 
 
-def real() -> pd.DataFrame:
-    """The real model in words, by (setting, way): loss as cut and recovered in nats, the difference from importance
-    spread evenly after recovery with the verdict, and the share of BLiMP's pairs that are right, with 95 % intervals.
+def real(table: str = REAL) -> pd.DataFrame:
+    """A table of the real model in words, by (setting, way): loss as cut and recovered in nats, the difference from
+    importance spread evenly after recovery with the verdict, and of `real_model` the share of BLiMP's pairs that are
+    right, with 95 % intervals.
     """
-    table, found = tables.read(REAL).table, comparisons(REAL)
-    after, pairs = table.groupby(["setting", "allocator"], sort=False).loss.mean(), blimp()
+    frame, found = tables.read(table).table, comparisons(table)
+    after = frame.groupby(["setting", "allocator"], sort=False).loss.mean()
     said = (percent(found) + ": " + found.verdict.fillna("")).str.rstrip(": ")
-    return (
-        pd.DataFrame(
-            {
-                "loss as cut": as_cut(REAL).loss.map("{:.3f}".format),
-                "recovered": after.map("{:.3f}".format),
-                "recovered − uniform's, % [95 %]": said,
-                **{
-                    f"BLiMP {state}, % [95 %]": pairs.xs(state, level="state").said for state in ("as cut", "recovered")
-                },
-            }
-        )
-        .reindex(after.index)
-        .rename_axis(["setting", "way"])
-        .fillna("")
-    )
+    columns = {
+        "loss as cut": as_cut(table).loss.map("{:.3f}".format),
+        "recovered": after.map("{:.3f}".format),
+        "recovered − uniform's, % [95 %]": said,
+    }
+    if table == REAL:
+        pairs = blimp()
+        columns |= {
+            f"BLiMP {state}, % [95 %]": pairs.xs(state, level="state").said for state in ("as cut", "recovered")
+        }
+    return pd.DataFrame(columns).reindex(after.index).rename_axis(["setting", "way"]).fillna("")
 
 
 def blimp() -> pd.DataFrame:
