@@ -70,7 +70,7 @@ def confirmed() -> pd.DataFrame:
 
 
 def mediated() -> pd.DataFrame:
-    """What linear loss does to each outcome, in all, through the weights' scale, and otherwise, in standardised ranks."""
+    """What linear loss does to outcomes, in all, through the weights' scale, and otherwise (standardised ranks)."""
     rows = {}
     for outcome, scores in outcomes().items():
         rules = list(scores.index)
