@@ -10,9 +10,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rules2ranks import models as rules_models
 from rules2ranks import stages
 from rules2ranks.pruning import cut_tokenizer, keep_tokens
-from rules2ranks.stages import real_models, subjects
+from rules2ranks.stages import minimal_pairs, own_texts, real_models, subjects
 from rules2ranks.stages.own_texts import OwnModel
 from rules2ranks.tasks import english
 
@@ -177,3 +178,20 @@ def test_gemma_is_asked_for_by_name_where_its_packages_are_not(store, monkeypatc
     monkeypatch.setitem(sys.modules, real_models.PACKAGE, None)
     with pytest.raises(ImportError, match=r"read its terms, https://ai\.google\.dev/gemma/terms, .*EXTRAS=gemma"):
         stages.gemma()
+
+
+@pytest.mark.slow
+def test_gemma_from_its_packages_speaks_english_and_is_cut_to_some(store, tmp_path):
+    """Runs where the extra `gemma` is installed; a wrong way to unpack its bits would leave noise."""
+    pytest.importorskip(real_models.PACKAGE, reason="the extra gemma is not installed: make test EXTRAS=gemma")
+    made = stages.gemma()
+    assert made.metrics["parameters"] == 268_098_176
+    good, bad = "The capital of France is Paris.", "The capital of France is bread."
+    (tmp_path / "texts.txt").write_text("\n\n".join([*SOME, good, bad]))
+    smaller = stages.vocabulary(model=str(made.folder), data=str(tmp_path / "texts.txt"))
+    for folder in (made.folder, smaller.folder):
+        tokenizer = own_texts.tokenizer_of(folder)
+        model = rules_models.load_causal_lm(folder)
+        likely = minimal_pairs.log_likelihoods(model, tokenizer, [good, bad])
+        assert likely[0] > likely[1] + 5
+    assert smaller.metrics["parameters_after"] < 0.45 * 268_098_176
