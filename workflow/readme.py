@@ -15,7 +15,7 @@ import pandas as pd
 
 import results
 from rules2ranks import findings, tables
-from rules2ranks.findings import levels
+from rules2ranks.findings import levels, ranks
 from rules2ranks.stages import parameters
 
 README = results.REPOSITORY / "README.md"
@@ -105,10 +105,10 @@ def architectures() -> str:
 
 
 def gemma() -> str:
-    """The real model: who decides best how much of each part goes."""
-    found = levels.real().reset_index()
-    found["setting"] = found.setting.where(~found.setting.duplicated(), "")
-    return findings.markdown(found.set_index("setting"))
+    """The real model: who decides how much of each part goes, at every share; and who decides ranks and bits."""
+    ways, choices = levels.by_share(), ranks.in_words("real_ranks").reset_index()
+    choices["setting"] = choices.setting.where(~choices.setting.duplicated(), "")
+    return f"{findings.markdown(ways)}\n\n{findings.markdown(choices.set_index('setting'))}"
 
 
 BLOCKS = {

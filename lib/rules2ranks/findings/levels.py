@@ -10,9 +10,9 @@ from rules2ranks import evaluation, tables
 from rules2ranks.findings.ranks import comparisons, effects, percent
 from rules2ranks.stages.subjects import subject
 from rules2ranks.tables import plans
-from rules2ranks.tables.levels import MANY, read
+from rules2ranks.tables.levels import MANY, WHOLE, read
 
-TABLE, JOINT, REAL = "levels", "joint", "real_model"
+TABLE, JOINT, REAL, SHARES = "levels", "joint", "real_model", "real_shares"
 #: DarwinLM and the plain evolution that it is tested against, by where they start.
 PAIRS = {
     "the same share of every part": ("DarwinLM", "evolution"),
@@ -73,7 +73,8 @@ def as_cut(table: str = TABLE) -> pd.DataFrame:
 
 
 #: Settings of the real model and of the small one whose orders are compared, and what the same choice is called there.
-BESIDE, SAME = {"50 % of the layers": "50 %", "20 % of the layers": "30 %"}, {"global": "global, all layers"}
+BESIDE = {"50 % of the layers": "50 %", "30 % of the layers": "30 %", "20 % of the layers": "30 %"}
+SAME = {"global": "global, all layers"}
 
 
 def orders_alike() -> pd.DataFrame:
@@ -81,8 +82,10 @@ def orders_alike() -> pd.DataFrame:
 
     By the real model's setting, with a 95 % bootstrap interval over so few `choices`.
     """
-    real, small = (tables.read(name).table.groupby(["setting", "allocator"]).loss.mean() for name in (REAL, TABLE))
-    rows = {}
+    *reals, small = (
+        tables.read(name).table.groupby(["setting", "allocator"]).loss.mean() for name in (REAL, SHARES, TABLE)
+    )
+    real, rows = reals[0].combine_first(reals[1]), {}
     for setting, other in BESIDE.items():
         both = {
             name: SAME.get(name, name) for name in real[setting].index if SAME.get(name, name) in small[other].index
@@ -113,6 +116,25 @@ def real(table: str = REAL) -> pd.DataFrame:
             f"BLiMP {state}, % [95 %]": pairs.xs(state, level="state").said for state in ("as cut", "recovered")
         }
     return pd.DataFrame(columns).reindex(after.index).rename_axis(["setting", "way"]).fillna("")
+
+
+def by_share() -> pd.DataFrame:
+    """The real model by way and by share of its layers removed: loss as cut → recovered, in nats, and of what the plans
+    test the difference from uniform's in % with its 95 % interval.
+    """
+    cells: dict[str, dict[str, str]] = {}
+    for name in (REAL, SHARES):
+        cut, found = as_cut(name).loss, comparisons(name)
+        after = tables.read(name).table.groupby(["setting", "allocator"], sort=False).loss.mean()
+        said = percent(found[found.holm.notna()]) if "holm" in found else pd.Series(dtype=str)
+        for (setting, way), loss in after.items():
+            text = f"{cut[setting, way]:.2f} → {loss:.2f}"
+            more = f" ({said[setting, way]})" if (setting, way) in said.index else ""
+            cells.setdefault(setting, {}).setdefault(way, text + more)
+    shares = sorted(cells, key=lambda setting: int(setting.split()[0]))
+    found = pd.DataFrame(cells)[shares].fillna("")
+    ways = [way for way in found.index if way != WHOLE]
+    return found.loc[[*ways, WHOLE]].rename_axis("way")
 
 
 def blimp() -> pd.DataFrame:

@@ -117,6 +117,23 @@ def percent(found: pd.DataFrame) -> pd.Series:
     return pd.Series(texts, index=found.index)
 
 
+def in_words(table: str) -> pd.DataFrame:
+    """A table of choices by (setting, choice): mean loss in nats after recovery, trained parameters, bytes where they
+    are what is shared out, and the difference from uniform's with its interval and verdict.
+    """
+    frame, found = tables.read(table).table, comparisons(table)
+    frame = frame[frame.allocator != ALONE]
+    mean = frame.groupby(["setting", "allocator"], sort=False)[["loss", "trained_parameters", "memory"]].mean()
+    said = (percent(found) + ": " + found.verdict.fillna("")).str.rstrip(": ")
+    columns = {
+        "loss": mean.loss.map("{:.3f}".format),
+        "trained parameters": mean.trained_parameters.map("{:,.0f}".format),
+        "MB": (mean.memory / 1e6).map("{:.1f}".format).where(mean.memory.notna(), ""),
+        "loss − uniform's, % [95 %]": said,
+    }
+    return pd.DataFrame(columns).reindex(mean.index).rename_axis(["setting", "choice"]).fillna("")
+
+
 def points(table: str, setting: str, allocator: str) -> evaluation.Crossed:
     """An allocator's accuracy minus the uniform rank's, in points."""
     frame = tables.read(table).table
