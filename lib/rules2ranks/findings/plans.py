@@ -52,7 +52,7 @@ def _stated(run: dict[str, Any]) -> dict[str, dict]:
         found[name] = {
             "allocators": sorted([each for kind in kinds for each in given.get(kind, ())] + whole),
             "report seeds": len(given["report_seeds"]),
-            "searches": len(given["search_seeds"]),
+            "searches": len(given["search_seeds"]) if given.get("searchers") or given.get("variants") else 0,
             **(_of_levels(given) if "limit" in given else _of_ranks(given)),
             "steps": given["recover"]["steps"],
         }

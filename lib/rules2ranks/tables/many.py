@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import connection
 from typing import Any
 
 from tqdm import tqdm
@@ -23,7 +25,8 @@ def measure(jobs: Sequence[Job], workers: int, label: str) -> list[Any]:
     os.environ["TQDM_DISABLE"] = "1"  # for the workers: one bar, not one for each
     os.environ["OMP_NUM_THREADS"] = "1"
     done: dict[int, Any] = {}
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         waiting = {pool.submit(function, **arguments): place for place, (function, arguments) in enumerate(jobs)}
         try:
             for future in tqdm(as_completed(waiting), total=len(jobs), desc=label, unit="run", disable=False):
@@ -32,6 +35,16 @@ def measure(jobs: Sequence[Job], workers: int, label: str) -> list[Any]:
             pool.shutdown(cancel_futures=True)  # what was finished stays in runs/
             raise
     return [done[place] for place in range(len(jobs))]
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it is gone: a killed run leaves nothing behind that computes."""
+
+    def watch() -> None:
+        connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def stage_jobs(name: str, parameters: Sequence[runs.Params | dict[str, Any]]) -> list[Job]:
