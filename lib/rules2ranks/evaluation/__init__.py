@@ -3,9 +3,8 @@
 `intervals` gives means with bootstrap intervals; `crossed` means over seeds and what was drawn beside them, tests of
 difference and of equivalence, and the smallest effect that could be seen; `variance` what varies with what;
 `correlations` relates rules' complexity to their scores, with and without controls; `mediation` parts an effect into
-what goes through something and what does not; `sweet_spot` asks whether a score
-rises and then falls; `survival` treats the steps until something was learnt, and the failures before the right answer;
-`benchmarks` is a bridge to lm-eval.
+what goes through something and what does not; `sweet_spot` asks whether a score rises and then falls; `survival` treats
+the steps until something was learnt, and the failures before the right answer; `benchmarks` is a bridge to lm-eval.
 
 Everything resamples from an explicit seed, so the same data give the same interval. Importing this does not load
 torch; `benchmark` needs the optional extra ``llm``.
