@@ -195,21 +195,99 @@ def test_mistakes_in_nested_parameters_are_told_with_the_names_allowed_there():
         Example().but(rule=300)
 
 
-@pytest.mark.parametrize("damage", ["alter", "remove", "add", "tear"])
-def test_damage_is_named_and_the_result_made_again(damage, capsys):
+def tear(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def noted(file, **changes):
+    """Provenance with some entries changed, as a hand or a flipped bit would, its checksum left as it was."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+DAMAGE = {
+    "a file altered": lambda folder: (folder / "note.txt").write_text("twice 8"),
+    "a file removed": lambda folder: (folder / "metrics.json").unlink(),
+    "provenance torn": lambda folder: tear(folder / "provenance.json"),
+    "provenance removed": lambda folder: (folder / "provenance.json").unlink(),
+    "provenance no object": lambda folder: (folder / "provenance.json").write_text("[1]"),
+    "no checksums": lambda folder: noted(folder / "provenance.json", sha256=None),
+    "a checksum no text": lambda folder: noted(folder / "provenance.json", sha256={"note.txt": 5}, checksum=None),
+    "nothing noted": lambda folder: noted(folder / "provenance.json", sha256={}, checksum=None),
+    "a file outside": lambda folder: noted(folder / "provenance.json", sha256={"/etc/hosts": "0"}, checksum=None),
+    "another machine": lambda folder: noted(folder / "provenance.json", machine="Babbage's"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_and_the_result_made_again_beside_what_was_there(damage, capsys):
     made.clear()
     folder = doubling(number=7).folder
-    if damage == "alter":
-        (folder / "note.txt").write_text("twice 8")
-    elif damage == "remove":
-        (folder / "metrics.json").unlink()
-    elif damage == "add":
-        (folder / "stray.txt").write_text("?")
-    else:
-        (folder / "provenance.json").write_text('{"sha')
+    DAMAGE[damage](folder)
+    left = sorted(path.name for path in folder.iterdir())
+    assert doubling.find(number=7) is None
     assert doubling(number=7).metrics == {"double": 14}
     assert made == [7, 7]
     assert str(folder) in capsys.readouterr().err
+    assert sorted(path.name for path in folder.with_name(f".{folder.name}.damaged1").iterdir()) == left
+    DAMAGE[damage](folder)
+    assert doubling(number=7).metrics == {"double": 14}
+    assert folder.with_name(f".{folder.name}.damaged2").is_dir()
+
+
+def test_files_that_nobody_noted_do_no_harm():
+    made.clear()
+    folder = doubling(number=7).folder
+    for name in (".DS_Store", ".nfs0001", "notes of mine.txt"):
+        (folder / name).write_text("?")
+    assert doubling(number=7).metrics == {"double": 14} and made == [7]
+    work = folder.with_name(f".{runs.key({'number': 8}, doubling.versions(doubling.Params(number=8)))}.partial")
+    work.mkdir()
+    (work / ".DS_Store").write_text("?")
+    assert ".DS_Store" not in doubling(number=8).provenance["sha256"]
+
+
+def test_a_file_that_cannot_be_read_is_not_damage(monkeypatch):
+    made.clear()
+    folder = doubling(number=7).folder
+    digest = runs._digest
+
+    def failing(path):
+        if path.name == "note.txt":
+            raise OSError(5, "Input/output error")
+        return digest(path)
+
+    monkeypatch.setattr(runs, "_digest", failing)
+    with pytest.raises(OSError, match=r"note\.txt cannot be read \(Input/output error\); the result was left as it is"):
+        doubling(number=7)
+    monkeypatch.undo()
+    assert (folder / "note.txt").is_file() and made == [7]
+
+
+def test_a_link_to_a_damaged_result_is_made_again_and_the_result_left(tmp_path):
+    made.clear()
+    folder = doubling(number=7).folder
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert doubling(number=7).metrics == {"double": 14} and made == [7]
+    (tmp_path / "elsewhere" / "note.txt").write_text("twice 8")
+    assert doubling(number=7).metrics == {"double": 14} and made == [7, 7]
+    assert not folder.is_symlink() and (tmp_path / "elsewhere" / "note.txt").is_file()
+
+
+def test_others_may_read_what_the_umask_lets_them():
+    before = os.umask(0o022)
+    try:
+
+        @runs.stage(version=1)
+        def private(work: Path, given: Nothing) -> dict:
+            (work / "weights").write_text("1")
+            (work / "weights").chmod(0o600)
+            return {}
+
+        folder = private().folder
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
 
 
 def test_a_failed_run_leaves_no_result_and_the_next_goes_on_from_its_files():

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 _OWN_FILES = ("params.json", "metrics.json")
+_READABLE = 0o666
 #: Files of more bytes are not read again at every look-up.
 LARGE = 64 * 2**20
 _PACKAGES = ("numpy", "numba", "torch", "transformers", "peft", "safetensors", "rules2ranks")
@@ -203,28 +203,62 @@ def _digest(path: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "provenance.json")
+    """What a stage wrote: hidden files are a file system's or a file browser's, or of an interrupted write."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path != folder / "provenance.json")
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def load(folder: Path, again: bool = False) -> Result:
     """The result in a folder, after every file was compared with the checksum noted when it was written.
 
-    Large files are read only if they seem to have changed, or if asked to be read `again` (see `sha256`).
+    Files that are not noted are nobody's business. Large files are read only if they seem to have changed, or if asked
+    to be read `again` (see `sha256`).
 
     Raises:
-        ValueError: a file is missing, torn, altered or not accounted for; the message names it.
+        ValueError: a file is missing, torn or altered; the message names it.
+        OSError: a file that is there cannot be read, which says nothing of what is in it.
     """
-    try:
-        provenance = json.loads((folder / "provenance.json").read_text())
-        noted = provenance["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'provenance.json'} is missing or torn") from error
-    for path in {folder / name for name in noted} | set(_files(folder)):
-        name = str(path.relative_to(folder))
-        if not path.is_file() or noted.get(name) != sha256(path, again):
+    provenance = _provenance(folder / "provenance.json")
+    for name, noted in provenance["sha256"].items():
+        path = folder / name
+        try:
+            same = path.is_file() and noted == sha256(path, again)
+        except FileNotFoundError:
+            same = False
+        except OSError as error:
+            raise OSError(f"{path} cannot be read ({error.strerror}); the result was left as it is") from error
+        if not same:
             raise ValueError(f"{path} is missing, torn or altered")
     params, metrics = (json.loads((folder / name).read_text()) for name in _OWN_FILES)
     return Result(folder, params, metrics, provenance)
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    """What was noted of a result, with the checksum of each of its files by name, and if it is not too old its own."""
+    try:
+        found = json.loads(path.read_bytes())
+        noted = found["sha256"]
+        ours = found.get("checksum") in (None, _checksum(found))
+        whole = ours and all(isinstance(digest, str) and _inside(name) for name, digest in noted.items())
+    except FileNotFoundError:
+        whole = False
+    except OSError as error:
+        raise OSError(f"{path} cannot be read ({error.strerror}); the result was left as it is") from error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole or not set(_OWN_FILES) <= noted.keys():
+        raise ValueError(f"{path} is missing, torn or altered")
+    return found
+
+
+def _checksum(note: Mapping[str, Any]) -> str:
+    """A digest of all that is noted of a result beside this digest itself."""
+    rest = {name: value for name, value in note.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _inside(name: str) -> bool:
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 @functools.cache
@@ -305,7 +339,7 @@ def find_or_make(name: str, params: Mapping[str, Any], versions: str, make: Call
         if folder.is_dir():
             if found := _load_or_none(folder):
                 return found
-            shutil.rmtree(folder)
+            _put_aside(folder)
         work = folder.with_name(f".{folder.name}.partial")
         resumed = work.is_dir()
         work.mkdir(exist_ok=True)
@@ -313,12 +347,16 @@ def find_or_make(name: str, params: Mapping[str, Any], versions: str, make: Call
         metrics = make(work)
         write_json(work / "params.json", params)
         write_json(work / "metrics.json", metrics)
-        sums = {str(path.relative_to(work)): sha256(path) for path in _files(work)}
+        sums = {}
+        for path in _files(work):
+            path.chmod(_READABLE & ~_umask())  # safetensors writes for its owner alone; a shared disk has others
+            sums[str(path.relative_to(work))] = sha256(path)
         seconds = round(time.monotonic() - begin, 2)
         note = {"stage": name, "stage_versions": versions, "seconds": seconds, "resumed": resumed, **where()}
-        write_json(work / "provenance.json", {**note, "sha256": sums})
+        note |= {"sha256": sums}
+        write_json(work / "provenance.json", note | {"checksum": _checksum(note)})
         os.replace(work, folder)
-    return load(folder)
+        return load(folder)
 
 
 def _load_or_none(folder: Path) -> Result | None:
@@ -327,6 +365,20 @@ def _load_or_none(folder: Path) -> Result | None:
     except ValueError as damage:
         print(f"{damage}: this result is made again", file=sys.stderr)
         return None
+
+
+def _put_aside(folder: Path) -> None:
+    """Move a damaged result, or a link to one, out of the way; nothing is ever deleted."""
+    number = 1
+    while os.path.lexists(aside := folder.with_name(f".{folder.name}.damaged{number}")):
+        number += 1
+    folder.rename(aside)
+    print(f"what was there lies in {aside} now", file=sys.stderr)
+
+
+def _umask() -> int:
+    os.umask(now := os.umask(0o077))
+    return now
 
 
 # --- stages -----------------------------------------------------------------------------------------------------
