@@ -406,6 +406,36 @@ def test_nothing_to_train_and_a_loss_that_is_not_finite():
         training.train(model, batch, loss, Schedule(3, 1e-2))
 
 
+def test_a_checkpoint_that_was_damaged_is_put_aside_and_changes_nothing(tmp_path, capsys):
+    """Bits flipped anywhere in the file, and the file torn at any place: the end is that of a training from scratch."""
+    whole, batch, loss = line()
+    expected = training.train(whole, batch, loss, Schedule(12, 1e-2))
+    place = tmp_path / "c.safetensors"
+    broken, *_ = line()
+    training.train(broken, batch, loss, Schedule(12, 1e-2, stop=7), checkpoint=place)
+    good = place.read_bytes()
+    draw = np.random.Generator(np.random.Philox(0))
+    flips = [(int(at), 1 << int(bit)) for at, bit in draw.integers(0, (len(good), 8), (60, 2))]
+    flips += [(at, 1) for at in range(0, 60, 4)]  # the header
+    for at, bit in flips:
+        place.write_bytes(good[:at] + bytes([good[at] ^ bit]) + good[at + 1 :])
+        again, *_ = line()
+        assert training.train(again, batch, loss, Schedule(12, 1e-2), checkpoint=place) == expected, at
+        assert np.array_equal(state(again), state(whole)), at
+        said = capsys.readouterr().err
+        assert f"{place} is damaged" in said and (tmp_path / ".c.safetensors.damaged").is_file()
+    for length in (0, 5, 200, len(good) - 1):
+        place.write_bytes(good[:length])
+        again, *_ = line()
+        training.train(again, batch, loss, Schedule(12, 1e-2), checkpoint=place)
+        assert np.array_equal(state(again), state(whole))
+    place.write_bytes(good)
+    capsys.readouterr()
+    again, *_ = line()
+    training.train(again, batch, loss, Schedule(12, 1e-2), checkpoint=place)
+    assert np.array_equal(state(again), state(whole)) and "damaged" not in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     model, batch, loss = line()
     place = tmp_path / "c.safetensors"

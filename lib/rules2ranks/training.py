@@ -3,9 +3,11 @@
 import bisect
 import contextlib
 import ctypes
+import hashlib
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -210,7 +212,7 @@ def train(
         after_step: called with the number of finished steps after each, while its gradients are still there.
         checkpoint: a safetensors file, written every `CHECKPOINT_SECONDS` and at the end. If it is there, training goes
             on from it, to the same weights and the same history as without the interruption; so a training that was
-            stopped goes on with a higher `stop`, or without.
+            stopped goes on with a higher `stop`, or without. A damaged one is put aside, and training begins anew.
 
     Raises:
         ValueError: nothing to train, or a checkpoint of another training or from beyond the stop.
@@ -313,35 +315,63 @@ class _Run:
         tensors = {f"value/{name}": p.detach() for name, p in self.trained.items()}
         for name, p in self.trained.items():
             tensors |= {f"{part}/{name}": value for part, value in self.optimiser.state[p].items()}
-        tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
         noted = {"steps": self.schedule.steps, "history": asdict(self.history), "losses": self.losses}
+        about = {name: json.dumps(value) for name, value in noted.items()}
         beside = path.with_name(f".{path.name}.new")
-        save_file(tensors, beside, metadata={name: json.dumps(value) for name, value in noted.items()})
+        save_file(tensors, beside, metadata=about | {"sha256": _checkpoint_digest(tensors, about)})
+        with beside.open("rb") as file:  # on the disk before it takes the place of the one before
+            os.fsync(file.fileno())
         os.replace(beside, path)
 
     def resume(self, path: Path) -> None:
-        with safe_open(path, "pt") as file:
-            self._check(path, file)
-            for name, p in self.trained.items():
-                with torch.no_grad():
-                    p.copy_(file.get_tensor(f"value/{name}"))
-                self.optimiser.state[p] = {
-                    part: file.get_tensor(f"{part}/{name}").to("cpu" if part == "step" else p.device)
-                    for part in ("step", "exp_avg", "exp_avg_sq")
-                }
-            noted = {name: json.loads(value) for name, value in file.metadata().items()}
-        seen = noted["history"]
+        """Go on from a checkpoint; one that is damaged is put aside, named, and nothing of it is used."""
+        try:
+            tensors, about = _read_checkpoint(path)
+        except (SafetensorError, ValueError) as error:
+            aside = path.with_name(f".{path.name}.damaged")
+            os.replace(path, aside)
+            print(f"{path} is damaged ({error}): training begins anew, and it lies in {aside} now", file=sys.stderr)
+            return
+        self._check(path, tensors, about)
+        for name, p in self.trained.items():
+            with torch.no_grad():
+                p.copy_(tensors[f"value/{name}"])
+            self.optimiser.state[p] = {
+                part: tensors[f"{part}/{name}"].to("cpu" if part == "step" else p.device)
+                for part in ("step", "exp_avg", "exp_avg_sq")
+            }
+        seen = json.loads(about["history"])
         self.history = History(seen["steps"], [tuple(entry) for entry in seen["loss"]], seen["evaluations"])
-        self.losses = noted["losses"]
+        self.losses = json.loads(about["losses"])
 
-    def _check(self, path: Path, file: Any) -> None:
-        noted, names = file.metadata() or {}, {name.partition("/")[2] for name in file.keys()}
-        fits = names == set(self.trained) and noted.get("steps") == str(self.schedule.steps) and "losses" in noted
-        if not fits or any(file.get_slice(f"value/{n}").get_shape() != list(p.shape) for n, p in self.trained.items()):
+    def _check(self, path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+        fits = {name.partition("/")[2] for name in tensors} == set(self.trained)
+        fits = fits and about.get("steps") == str(self.schedule.steps) and "losses" in about
+        if not fits or any(tensors[f"value/{name}"].shape != p.shape for name, p in self.trained.items()):
             raise ValueError(f"{path} is a checkpoint of another training: remove it to begin anew")
-        done = json.loads(noted["history"])["steps"]
+        done = json.loads(about["history"])["steps"]
         if done > self.schedule.last:
             raise ValueError(f"{path} holds {done} steps, more than those up to the stop at {self.schedule.last}")
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a checkpoint and what is noted beside them; raises if these are not what was written."""
+    with safe_open(path, "pt") as file:
+        about = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    noted = about.pop("sha256", None)  # older ones have none
+    if noted not in (None, _checkpoint_digest(tensors, about)) or about.keys() != {"steps", "history", "losses"}:
+        raise ValueError("its content is not what was written")
+    return tensors, about
+
+
+def _checkpoint_digest(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _seed(value: int) -> None:

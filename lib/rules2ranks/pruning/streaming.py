@@ -68,7 +68,7 @@ class Streamed:
         state, found = model.state_dict(), {}
         for file in checkpoints.weights(self.folder):
             with safe_open(file, "pt") as tensors:
-                for known in tensors.keys():  # noqa: SIM118: no dictionary
+                for known in tensors.keys():
                     name, _ = rename_source_key(known, renamings, [], model.base_model_prefix, state)
                     found[name] = file, known
         return found
