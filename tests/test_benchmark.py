@@ -138,6 +138,16 @@ def test_data_that_cannot_be_had_are_told_with_what_fetches_them(monkeypatch):
         benchmarks.load_tasks(["boolk"])
 
 
+@pytest.mark.parametrize("line", ["doc_to_text: !function evil.text", "class: !function evil.Task", "class: evil.Task"])
+def test_code_in_a_folder_of_tasks_is_not_run_unasked(line, tmp_path):
+    pytest.importorskip("lm_eval", reason="the extra llm is not installed")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "evil.py").write_text("open('ran', 'w')")
+    (tmp_path / "deep" / "mine.yaml").write_text(f"task: mine\n{line}\n")
+    with pytest.raises(ValueError, match=r"would run the Python of \S+mine\.yaml: read it, and pass run_code=True"):
+        benchmarks.load_tasks(["mine"], tmp_path)
+
+
 @pytest.fixture
 def seven(tmp_path):
     """A folder with a few questions of each of the seven tasks, laid out and named as the hub's repositories are."""

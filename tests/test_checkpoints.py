@@ -79,6 +79,16 @@ def sharded(folder):
     sorted(folder.glob("model-*.safetensors"))[1].unlink()
 
 
+def elsewhere(name):
+    """An index that leads to a file outside the folder."""
+
+    def change(folder):
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+
+    return change
+
+
 def adapter_only(folder):
     (folder / "config.json").rename(folder / "adapter_config.json")
 
@@ -91,6 +101,9 @@ def adapter_only(folder):
         (remove("model.safetensors"), OSError, "tiny holds no weights: expected model.safetensors, or shards"),
         (pickled, OSError, r"tiny holds pickled weights only \(pytorch_model\.bin\)\. A pickle can run any code"),
         (sharded, OSError, r"tiny lacks model-00002-of-0000\d\.safetensors, which its index names"),
+        (elsewhere("/etc/hosts"), OSError, r"index\.json names '/etc/hosts': weights must be files in the same folder"),
+        (elsewhere("../x.safetensors"), OSError, r"names '\.\./x\.safetensors': weights must be files in the same"),
+        (elsewhere(5), OSError, r"names 5: weights must be files in the same folder"),
         (lambda f: (f / "config.json").write_text("{"), OSError, r"config\.json is damaged"),
         (
             lambda f: (f / "pruning.json").write_text("{}"),

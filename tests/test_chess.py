@@ -312,6 +312,20 @@ def test_reading_ends_with_the_last_game_that_is_wanted(pgn):
         read_games(pgn(PGN), limit=0)
 
 
+def test_little_that_unpacks_to_one_endless_line_is_refused(tmp_path):
+    zstandard = pytest.importorskip("zstandard", reason="the extra chess is not installed")
+    pytest.importorskip("chess", reason="the extra chess is not installed")
+    packed = zstandard.ZstdCompressor().compressobj()
+    with (tmp_path / "bomb.pgn.zst").open("wb") as file:
+        file.write(packed.compress(b'[Event "'))
+        for _ in range(64):
+            file.write(packed.compress(b"x" * 2**20))
+        file.write(packed.flush())
+    assert (tmp_path / "bomb.pgn.zst").stat().st_size < 100_000
+    with pytest.raises(ValueError, match=r"bomb\.pgn\.zst has a line of 4,194,304 characters or more"):
+        read_games(tmp_path / "bomb.pgn.zst")
+
+
 def test_compressed_files_hold_the_same_games(pgn, tmp_path):
     zstandard = pytest.importorskip("zstandard", reason="the extra chess is not installed")
     path = tmp_path / "games.pgn.zst"

@@ -200,6 +200,10 @@ def test_nothing_else_is_exported_or_written_over(home, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     with pytest.raises(ValueError, match="mine holds something else than an exported model"):
         own_model.export({"pruned": {"base": of(home), **PRUNED}, **TRAINED}, tmp_path / "mine")
+    (tmp_path / "mine" / "pruning.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"something else than an exported model \(thesis\.txt\): name another"):
+        own_model.export({"pruned": {"base": of(home), **PRUNED}, **TRAINED}, tmp_path / "mine")
+    (tmp_path / "mine" / "pruning.json").unlink()
     with pytest.raises(ValueError, match=r"expected a base with a model of your own \(model, data\), got 'language'"):
         own_model.export({"pruned": {}}, tmp_path / "other")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"] and not (tmp_path / "other").exists()

@@ -95,13 +95,19 @@ def check(folder: str | Path) -> None:
 
 
 def weights(folder: Path) -> list[Path]:
-    """The safetensors files that make up a model, whether or not all are there: one, or the shards of an index."""
+    """The safetensors files that make up a model, whether or not all are there: one, or the shards of an index.
+
+    Raises:
+        OSError: an index that is damaged, or names a file outside the folder.
+    """
     if (single := folder / "model.safetensors").is_file():
         return [single]
     index = folder / "model.safetensors.index.json"
-    return (
-        [folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))] if index.is_file() else []
-    )
+    named = _json(index).get("weight_map", {}) if index.is_file() else {}
+    files = sorted(set(named.values())) if isinstance(named, dict) else [named]
+    if outside := [name for name in files if not isinstance(name, str) or Path(name).name != name]:
+        raise OSError(f"{index} names {outside[0]!r}: weights must be files in the same folder")
+    return [folder / name for name in files]
 
 
 def tokenizer_files(folder: str | Path) -> list[Path]:

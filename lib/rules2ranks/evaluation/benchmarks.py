@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,10 @@ class Benchmark(NamedTuple):
 
 
 def load_tasks(
-    tasks: Sequence[str | dict[str, Any]], task_folder: str | Path | None = None, data_folder: str | Path | None = None
+    tasks: Sequence[str | dict[str, Any]],
+    task_folder: str | Path | None = None,
+    data_folder: str | Path | None = None,
+    run_code: bool = False,
 ) -> list[Any]:
     """lm-eval's tasks with their data, by their names or from task configurations; `task_folder` holds further ones.
 
@@ -38,9 +42,11 @@ def load_tasks(
     `allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet`, as `hf download allenai/ai2_arc --repo-type dataset
     --local-dir FOLDER/allenai/ai2_arc` writes it.
 
+    Task configurations may name Python functions, which lm-eval runs: those of a `task_folder` only with `run_code`.
+
     Raises:
         ImportError: the extra ``llm`` is not installed.
-        ValueError: no tasks, or one that lm-eval does not know; no such folder.
+        ValueError: no tasks, or one that lm-eval does not know; no such folder; code in one that nobody vouches for.
         FileNotFoundError: `data_folder` lacks the split that a task is scored on: says what to put where.
         OSError: their data are neither in the cache nor to be fetched: says what to fetch, and how. Within seconds
             where the hub cannot be reached.
@@ -55,6 +61,8 @@ def load_tasks(
         ) from error
     if task_folder is not None and not Path(task_folder).is_dir():
         raise ValueError(f"there is no folder of tasks {Path(task_folder).absolute()}")
+    if task_folder is not None and (found := _code(Path(task_folder))) and not run_code:
+        raise ValueError(f"lm-eval would run the Python of {found}: read it, and pass run_code=True if you trust it")
     names = [name for name in tasks if isinstance(name, str)]
     # Reading the configurations of all of lm-eval's tasks takes seconds: only where one of them is asked for.
     manager = TaskManager(include_path=str(task_folder) if task_folder else None, include_defaults=False)
@@ -71,6 +79,15 @@ def load_tasks(
             entries = [manager.task_index[name] for name in names]
             tasks = [_from_files(entry, Path(data_folder), Path(beside)) for entry in entries]
         return _loaded(manager, tasks)
+
+
+def _code(folder: Path) -> str:
+    """The file in a folder of tasks by which lm-eval would come to run code; "" if there is none."""
+    for path in sorted(folder.rglob("*.y*ml")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if "!function" in text or re.search(r"^\s*[\"']?class[\"']?\s*:", text, re.MULTILINE):
+            return str(path)
+    return ""
 
 
 def _loaded(manager: Any, tasks: Sequence[str | dict[str, Any]]) -> list[Any]:
@@ -134,6 +151,7 @@ def benchmark(
     *,
     task_folder: str | Path | None = None,
     data_folder: str | Path | None = None,
+    run_code: bool = False,
     fewshot: int | None = None,
     limit: int | None = None,
     batch_size: int = 8,
@@ -150,7 +168,7 @@ def benchmark(
         ValueError: the tokenizer has neither a start nor an end token; otherwise as `load_tasks`.
     """
     if not tasks or any(isinstance(task, str | dict) for task in tasks):
-        tasks = load_tasks(tasks, task_folder, data_folder)
+        tasks = load_tasks(tasks, task_folder, data_folder, run_code)
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has neither a start nor an end token: lm-eval needs one of them")
     import lm_eval

@@ -62,8 +62,8 @@ def export(recovered: Mapping[str, Any] | Recovery, folder: str | Path, merged: 
     recovered = Recovery.check(recovered)
     base = _own(recovered)
     folder = Path(folder).expanduser()
-    if folder.exists() and any(folder.iterdir()) and not (folder / "pruning.json").is_file():
-        raise ValueError(f"{folder} holds something else than an exported model: name another folder")
+    if other := _others(folder):
+        raise ValueError(f"{folder} holds something else than an exported model ({other}): name another folder")
     result = recover(recovered)
     beside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
@@ -80,6 +80,18 @@ def export(recovered: Mapping[str, Any] | Recovery, folder: str | Path, merged: 
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
     return folder
+
+
+def _others(folder: Path) -> str:
+    """What lies in a folder and is of no export, which would be lost if it were replaced; "" if there is nothing."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return ""
+    if not (folder / "pruning.json").is_file():
+        return "no pruning.json"
+    tokenizer = {path.name for path in checkpoints.tokenizer_files(folder)}
+    ours = {"config.json", "generation_config.json", "pruning.json", "README.md", "model.safetensors", CODE, ADAPTER}
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(name for name in names if name not in ours | tokenizer and not name.startswith("."))
 
 
 def recovered_model(recovered: Recovery) -> nn.Module:
@@ -215,13 +227,14 @@ class Benchmarking(runs.Params):
 
     Data are those of the hub or its cache, or files of a `data_folder` laid out as the hub has them: see
     `evaluation.benchmarks.load_tasks`. `fewshot` None leaves each task's own number (0 for the seven); `limit` takes
-    the first examples only.
+    the first examples only. Python that a `task_folder` names runs only with `run_code`.
     """
 
     of: Of
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] = benchmarks.SEVEN
     task_folder: Folder | None = None
     data_folder: Annotated[Folder | None, Field(exclude_if=lambda folder: folder is None)] = None
+    run_code: Annotated[bool, Field(exclude_if=lambda given: not given)] = False
     fewshot: Annotated[int, Field(ge=0, le=100)] | None = None
     limit: Size | None = None
     batch: Size = 8
@@ -242,7 +255,7 @@ def benchmark(work: Path, given: Benchmarking) -> dict:
     """
     base = _own(given.of)
     places = [folder and folder.place for folder in (given.task_folder, given.data_folder)]
-    tasks = benchmarks.load_tasks(given.tasks, *places)
+    tasks = benchmarks.load_tasks(given.tasks, *places, run_code=given.run_code)
     how = {"fewshot": given.fewshot, "limit": given.limit, "batch_size": given.batch, "seed": given.seed}
     with training.reproducible(given.seed):
         found = benchmarks.benchmark(_model(given.of), tokenizer_of(base.model), tasks, **how)

@@ -33,6 +33,8 @@ import numpy as np
 from rules2ranks.tasks import ngram, splits
 
 _PAD, _START, _UNKNOWN = range(3)
+#: Characters of a line of a PGN file, at most: a whole game with comments takes some thousands.
+LONGEST = 2**22
 _MARKS = ("", "<start>", "<unknown>")
 _SAN = re.compile(r"(O-O(-O)?|[KQRBN]?[a-h]?[1-8]?x?[a-h][1-8](=[QRBN])?)[+#]?")
 
@@ -193,6 +195,19 @@ class Games(NamedTuple):
     """Reason to how many games were left out for it."""
 
 
+class _Lines:
+    """The lines of a file of games, none longer than the memory: little that is packed may unpack to very much."""
+
+    def __init__(self, file: io.TextIOBase, name: str):
+        self.file, self.name = file, name
+
+    def readline(self) -> str:
+        line = self.file.readline(LONGEST)
+        if len(line) == LONGEST:
+            raise ValueError(f"{self.name} has a line of {LONGEST:,} characters or more: it holds no games")
+        return line
+
+
 def read_games(path: str | Path, limit: int | None = None) -> Games:
     """The moves of the games in a PGN file, plain or compressed (`.zst`), in standard algebraic notation.
 
@@ -218,7 +233,7 @@ def read_games(path: str | Path, limit: int | None = None) -> Games:
             # A file may hold several frames, as pzstd writes them.
             raw = stack.enter_context(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
         # What is not UTF-8 stands in names and comments, which are left out.
-        lines = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace")
+        lines = _Lines(io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace"), path.name)
         try:
             while len(games) != limit and (game := pgn.read_game(lines, Visitor=visitor)) is not None:
                 moves, fault = game
