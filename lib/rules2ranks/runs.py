@@ -7,11 +7,9 @@ RULES2RANKS_RUNS moves it.
 """
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import os
 import platform
@@ -22,11 +20,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args, get_type_hints
+from typing import Any, get_type_hints
 
-import yaml
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from rules2ranks.parameters import OfFiles, ParameterError, Params
+
+__all__ = [
+    "OfFiles",
+    "ParameterError",
+    "Params",
+    "Result",
+    "Stage",
+    "find_or_make",
+    "key",
+    "load",
+    "root",
+    "sha256",
+    "stage",
+    "threads",
+    "where",
+    "write_json",
+]
 
 _OWN_FILES = ("params.json", "metrics.json")
 _READABLE = 0o666
@@ -41,102 +56,6 @@ def root() -> Path:
         return Path(moved).expanduser().resolve()
     repository = Path(__file__).resolve().parents[2]
     return (repository if (repository / "pyproject.toml").is_file() else Path.cwd()) / "runs"
-
-
-# --- parameters -------------------------------------------------------------------------------------------------
-
-
-class ParameterError(ValueError):
-    """A parameter has an unknown name, a wrong type or an impossible value; the message says what is allowed."""
-
-
-class Params(BaseModel):
-    """Typed parameters that refuse unknown names. Values that papermill hands over as text are read as YAML."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-    #: The stage that takes these parameters, if one does.
-    stage: ClassVar["Stage | None"] = None
-
-    def reads(self) -> tuple[Path, ...]:
-        """Shipped files whose content decides the result of these parameters."""
-        return ()
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _read_text(cls, value: Any, info: Any) -> Any:
-        kind = cls.model_fields[info.field_name].annotation
-        # `papermill -p rates '[.2, .3]'` and YAML's `1e-4` both arrive as text.
-        if isinstance(value, str) and kind is not str:
-            with contextlib.suppress(yaml.YAMLError):
-                value = yaml.safe_load(value)
-        return kind.nested(value) if isinstance(kind, type) and issubclass(kind, Params) else value
-
-    @classmethod
-    def check(cls, values: Mapping[str, Any] | Self) -> Self:
-        """The parameters with every value checked, or a ParameterError that names each mistake and its mending."""
-        try:
-            return values if isinstance(values, cls) else cls(**values)
-        except ValidationError as error:
-            raise ParameterError("\n".join(_explain(cls, item) for item in error.errors())) from None
-
-    def but(self, **changes: Any) -> Self:
-        """These parameters with some of them changed, checked."""
-        return self.check({**dict(self), **changes})
-
-    @classmethod
-    def nested(cls, values: Any) -> Any:
-        """For parameters within others: mistakes are told with the names that are allowed here."""
-        try:
-            return cls.check(values) if isinstance(values, Mapping) else values
-        except ParameterError as error:
-            raise ValueError(str(error).rstrip(".")) from None
-
-
-class OfFiles(Params):
-    """Parameters that name files of your own: `fingerprint` follows from the content of these files, so that changed
-    files are another result. Given with other parameters of a result, it has to be that of the files as they are now.
-    """
-
-    fingerprint: str = ""
-
-    def fingerprints(self) -> dict[str, str]:
-        """What the files are, and a digest of each; raises what is wrong with them."""
-        raise TypeError(f"{type(self).__name__} names no files")
-
-    @model_validator(mode="after")
-    def _of_these_files(self) -> Self:
-        now = self.fingerprints()
-        for (what, current), then in zip(now.items(), self.fingerprint.split("-"), strict=False):
-            if then not in ("", current):
-                raise ValueError(f"the files of {what} have changed since: their fingerprint was {then}, is {current}")
-        object.__setattr__(self, "fingerprint", "-".join(now.values()))
-        return self
-
-
-def _explain(model: type[Params], item: Mapping[str, Any]) -> str:
-    own = inspect.get_annotations(model)  # what it says itself stands before what it inherits
-    allowed = sorted(model.model_fields, key=lambda name: name not in own)
-    # A name in brackets is a way of saying the same parameter, not one that was given.
-    name = ".".join(str(part) for part in item["loc"] if not str(part).startswith("("))
-    if not name:  # parameters that do not go together
-        return f"{item['msg'].removeprefix('Value error, ')}."
-    if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, allowed, n=1)
-        homes = [field for field, about in model.model_fields.items() if name in _names_within(about.annotation)]
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        if homes:
-            hint = f"it is a parameter of {' or '.join(map(repr, homes))}, and is given there. "
-        return f"unknown parameter {name!r}: {hint}Allowed are {', '.join(allowed)}."
-    if item["type"] == "missing":
-        return f"parameter {name!r} is missing. Allowed are {', '.join(allowed)}."
-    return f"parameter {name!r} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}."
-
-
-def _names_within(annotation: Any) -> set[str]:
-    """The names of the parameters that a field takes, of whatever kind it is."""
-    if isinstance(annotation, type) and issubclass(annotation, Params):
-        return set(annotation.model_fields)
-    return set().union(*map(_names_within, get_args(annotation)))
 
 
 # --- results ----------------------------------------------------------------------------------------------------

@@ -3,11 +3,8 @@
 import bisect
 import contextlib
 import ctypes
-import hashlib
 import json
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,12 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rules2ranks import runs
+from rules2ranks import runs, snapshots
 
 #: A loss takes the model and a batch and gives a scalar to go down (for models `Together`: one for each).
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -315,24 +310,14 @@ class _Run:
         tensors = {f"value/{name}": p.detach() for name, p in self.trained.items()}
         for name, p in self.trained.items():
             tensors |= {f"{part}/{name}": value for part, value in self.optimiser.state[p].items()}
-        tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
         noted = {"steps": self.schedule.steps, "history": asdict(self.history), "losses": self.losses}
-        about = {name: json.dumps(value) for name, value in noted.items()}
-        beside = path.with_name(f".{path.name}.new")
-        save_file(tensors, beside, metadata=about | {"sha256": _checkpoint_digest(tensors, about)})
-        with beside.open("rb") as file:  # on the disk before it takes the place of the one before
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        snapshots.write(path, tensors, {name: json.dumps(value) for name, value in noted.items()})
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint; one that is damaged is put aside, named, and nothing of it is used."""
-        try:
-            tensors, about = _read_checkpoint(path)
-        except (SafetensorError, ValueError) as error:
-            aside = path.with_name(f".{path.name}.damaged")
-            os.replace(path, aside)
-            print(f"{path} is damaged ({error}): training begins anew, and it lies in {aside} now", file=sys.stderr)
+        """Go on from a checkpoint, or begin anew where it is damaged."""
+        if (found := snapshots.read(path)) is None:
             return
+        tensors, about = found
         self._check(path, tensors, about)
         for name, p in self.trained.items():
             with torch.no_grad():
@@ -353,25 +338,6 @@ class _Run:
         done = json.loads(about["history"])["steps"]
         if done > self.schedule.last:
             raise ValueError(f"{path} holds {done} steps, more than those up to the stop at {self.schedule.last}")
-
-
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a checkpoint and what is noted beside them; raises if these are not what was written."""
-    with safe_open(path, "pt") as file:
-        about = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    noted = about.pop("sha256", None)  # older ones have none
-    if noted not in (None, _checkpoint_digest(tensors, about)) or about.keys() != {"steps", "history", "losses"}:
-        raise ValueError("its content is not what was written")
-    return tensors, about
-
-
-def _checkpoint_digest(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _seed(value: int) -> None:
