@@ -1,7 +1,9 @@
 """Results: checked parameters, whole folders, damage noticed, one maker per key."""
 
+import datetime
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from rules2ranks import runs
+from rules2ranks.parameters import read_yaml
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +40,27 @@ def test_text_from_papermill_is_read_by_type():
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", "010"), ("1:30", "1:30"), ("0", 0), ("-7", -7), ("1e-4", 1e-4), ("1e3", 1000.0), (".5", 0.5),
+        ("5.", 5.0), ("-.inf", -math.inf), ("1_000", "1_000"), ("0x1f", "0x1f"), ("[1, 2.5, a]", [1, 2.5, "a"]),
+        ("{a: yes}", {"a": True}), ("null", None), ("2026-11-27", datetime.date(2026, 11, 27)), ("1.5.2", "1.5.2"),
+        ("e5", "e5"), ("-", [None]),
+    ],
+)  # fmt: skip
+def test_numbers_are_those_of_yaml_1_2(text, value):
+    assert read_yaml(text) == value and type(read_yaml(text)) is type(value)
+
+
+@pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"rul": 30}, "did you mean 'rule'"),
         ({"rule": 256}, "less than or equal to 255"),
         ({"rule": 1.5}, "valid integer"),
+        ({"rule": "1:30"}, "valid integer"),
+        ({"rule": True}, "a number is expected, not true or false"),
+        ({"rule": "true"}, "a number is expected, not true or false"),
         ({"rates": "[a"}, "valid list"),
         ({"kind": "medium"}, "'hard' or 'easy'"),
         ({"wholly_else": 1}, "Allowed are rule, rates, kind, label, source"),

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 
 from rules2ranks import runs, stages
+from rules2ranks.parameters import read_yaml
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +98,7 @@ def _plan(file: Path) -> int:
 
 def _given(kind: type[runs.Params], file: Path) -> runs.Params:
     """Parameters from a file; JSON is YAML, too."""
-    parameters = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    parameters = read_yaml(file.read_text(encoding="utf-8")) or {}
     if not isinstance(parameters, dict):
         raise runs.ParameterError(f"{file} holds no names with values")
     return kind.check(parameters)

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
@@ -33,7 +34,9 @@ class Params(BaseModel):
         # `papermill -p rates '[.2, .3]'` and YAML's `1e-4` both arrive as text.
         if isinstance(value, str) and kind is not str:
             with contextlib.suppress(yaml.YAMLError):
-                value = yaml.safe_load(value)
+                value = read_yaml(value)
+        if isinstance(value, bool) and (kinds := _kinds(kind)) & {int, float} and bool not in kinds:
+            raise ValueError("a number is expected, not true or false")
         return kind.nested(value) if isinstance(kind, type) and issubclass(kind, Params) else value
 
     @classmethod
@@ -55,6 +58,35 @@ class Params(BaseModel):
             return cls.check(values) if isinstance(values, Mapping) else values
         except ParameterError as error:
             raise ValueError(str(error).rstrip(".")) from None
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML as 1.2 has it: 1:30 is no number of sixties, 010 no number of eights, and 1e-4 is a number."""
+
+
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":int", ":float"))]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(text: str) -> Any:
+    """What a text in YAML says, of which JSON is a part. Raises yaml.YAMLError."""
+    return yaml.load(text, _Yaml)  # a safe loader: plain data only
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that an annotation is made of."""
+    parts = [part for part in get_args(annotation) if not isinstance(part, str | int | float)]
+    return set().union(*map(_kinds, parts)) if parts else {annotation if isinstance(annotation, type) else None}
 
 
 class OfFiles(Params):
