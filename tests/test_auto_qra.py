@@ -1,6 +1,7 @@
 """AutoQRA and what it is compared with: fronts, hypervolume and repair by brute force, and searches to their end."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -222,3 +223,13 @@ def test_bits_come_first_and_ranks_with_them_fixed():
     kept = [option.bits for option in SPACE.options(best.point)]
     assert all([option.bits for option in SPACE.options(trial.point)] == kept for trial in trials[12:])
     assert Configuration() not in [SPACE.configuration(trial.point) for trial in trials]
+
+
+def test_a_limit_that_leaves_nothing_to_train_in_full_is_refused():
+    """What importances and the first generation take, counted: below it a search would end with nothing to choose."""
+    knobs = len(SPACE.searched)
+    least = math.ceil(0.25 * (1 + 2 * knobs) + 8 * 0.25 + 2 * 0.75)
+    with pytest.raises(ValueError, match=rf"AutoQRA needs a limit of {least} or more to train anything in full, got"):
+        search(SPACE, loss, AutoQRA(), limit=least - 1, seed=0)
+    found = search(SPACE, loss, AutoQRA(), limit=least, seed=0)
+    assert any(trial.fidelity == 1 for trial in found.trials)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Self
@@ -64,6 +65,13 @@ class AutoQRA(Scripted, name="AutoQRA"):
 
     def begin(self, space: Space, limit: int, seed: int) -> Self:
         begun = super().begin(space, limit, seed)
+        before = self.low * (1 + 2 * len(space.searched)) if self.importances else 0.0
+        needed = before + self.population * self._first_fidelity + self.promoted * (1 - self._first_fidelity)
+        if limit < needed:
+            raise ValueError(
+                f"{self.name} needs a limit of {math.ceil(needed)} or more to train anything in full, got {limit}: "
+                f"{before:g} go into the importances of {len(space.searched)} knobs (importances=False leaves them out)"
+            )
         begun._axes, begun._randomness = Axes(space), generator(seed, 2)
         begun._worst = None
         return begun
