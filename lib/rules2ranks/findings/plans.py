@@ -114,6 +114,6 @@ def _levels_held(part: pd.DataFrame, history: pd.DataFrame) -> dict[str, Any]:
 def _measurements(history: pd.DataFrame) -> int:
     """Trainings of the longest search: one that was promoted counts once, a share of the schedule as that share."""
     own = history[history.phase != "exact"]  # the additive model's own choice comes on top
-    shares = own.fidelity if "fidelity" in own else pd.Series(1.0, own.index)
+    shares = own.fidelity.fillna(1.0) if "fidelity" in own else pd.Series(1.0, own.index)
     spent = shares.groupby([own.allocator, own.search_seed, own.ranks]).max()
     return round(spent.groupby(level=["allocator", "search_seed"]).sum().max())

@@ -16,6 +16,8 @@ from rules2ranks.tables import ALONE, plans
 
 TABLES = ("rank_adaptor", "rank_settings")
 UNIFORM, RANDOM = "uniform", "random vectors"
+#: Report seeds that an interval needs.
+FEWEST = 3
 #: Not at equal parameters, and not at this setting's rate: they show what more rank or a better rate would bring.
 DOUBLE, BEST = "uniform, twice the rank", "uniform, best rate"
 
@@ -48,9 +50,13 @@ def comparisons(table: str = "rank_adaptor") -> pd.DataFrame:
         loss = _wide(part, baseline, "loss").to_numpy().mean()
         for name in part.allocator.unique():
             if name not in (baseline, ALONE):
-                found[setting, name] = here = evaluation.crossed(effects(part, name, baseline=baseline))
-                shares = [math.expm1(x) for x in here[:3]]
-                rows[setting, name] = [loss, *shares, here.p, _same(part, name, baseline, plan.confirmatory)]
+                effect = effects(part, name, baseline=baseline)
+                same = _same(part, name, baseline, plan.confirmatory)
+                if effect.shape[1] < FEWEST:  # shown beside, under so few seeds that no interval can be had
+                    rows[setting, name] = [loss, math.expm1(effect.to_numpy().mean()), *[math.nan] * 3, same]
+                    continue
+                found[setting, name] = here = evaluation.crossed(effect)
+                rows[setting, name] = [loss, *(math.expm1(x) for x in here[:3]), here.p, same]
     effect = by_key(rows, ["baseline", "estimate", "low", "high", "p", "verdict"])
     tested = [key for key in effect.index if key[1] in plan.confirmatory and not effect.verdict[key]]
     return judged(effect.join(corrected({key: found[key] for key in tested}, plan)), plan) if tested else effect
@@ -113,8 +119,9 @@ def over_settings(where: dict[str, Sequence[str]], allocators: Sequence[str]) ->
 
 def percent(found: pd.DataFrame) -> pd.Series:
     """Effects with their intervals to read: by how many per cent of uniform's the loss is higher."""
-    texts = [f"{100 * r.estimate:+.1f} [{100 * r.low:+.1f}, {100 * r.high:+.1f}]" for r in found.itertuples()]
-    return pd.Series(texts, index=found.index)
+    ends = ["" if math.isnan(r.low) else f" [{100 * r.low:+.1f}, {100 * r.high:+.1f}]" for r in found.itertuples()]
+    texts = [f"{100 * estimate:+.1f}{end}" for estimate, end in zip(found.estimate, ends, strict=True)]
+    return pd.Series(texts, index=found.index, dtype=object)
 
 
 def in_words(table: str) -> pd.DataFrame:
