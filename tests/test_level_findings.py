@@ -31,9 +31,10 @@ def test_every_choice_is_as_small_as_it_has_to_be(frame):
 
 
 def test_all_went_as_planned():
-    assert all(planned.as_committed(table) for table in (levels.TABLE, levels.JOINT, levels.REAL, "mendings"))
+    assert all(planned.as_committed(t) for t in (levels.TABLE, levels.JOINT, levels.REAL, levels.SHARES, "mendings"))
     assert not planned.deviations(levels.TABLE).differs.any()
     assert not planned.deviations(levels.REAL).differs.any()
+    assert not planned.deviations(levels.SHARES).differs.any()
     joint = planned.deviations(levels.JOINT)
     (differs,) = joint[joint.differs].itertuples()  # the best of the first turn is not trained again in the second
     assert (differs.planned, differs.run) == ("in turn 20, joint 20", "in turn 19, joint 20")
@@ -149,3 +150,19 @@ def test_pairs_are_counted_over_the_fields_of_grammar():
         assert row.pairs == own.pairs.sum() == 1005 and row.share == own.right.sum() / 1005
         assert row.low < row.share < row.high and row.high - row.low < 0.065
     assert set(levels.real().index) <= {key[:2] for key in found.index}
+
+
+def test_every_share_of_the_real_model_stands_in_one_table():
+    found = levels.by_share()
+    assert list(found) == [f"{share} % of the layers" for share in (10, 20, 30, 50)]
+    table, cut = tables.read(levels.SHARES).table, levels.as_cut(levels.SHARES).loss
+    way = "DarwinLM, from divergences"
+    own = table[(table.setting == "50 % of the layers") & (table.allocator == way)]
+    assert found.loc[way, "50 % of the layers"].startswith(
+        f"{cut['50 % of the layers', way]:.2f} → {own.loss.mean():.2f}"
+    )
+    assert found.loc[way, "10 % of the layers"] == "", "not tried there"
+    assert found.index[-1] == "whole"
+    both = tables.read(levels.REAL).table, table
+    same = [t[(t.setting == "50 % of the layers") & (t.allocator == "divergences")].loss.mean() for t in both]
+    assert same[0] == pytest.approx(same[1], abs=1e-12), "what two tables have is one measurement"

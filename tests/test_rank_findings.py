@@ -193,3 +193,28 @@ def test_ways_are_paired_with_lora_by_seed():
         assert math.log1p(row.estimate) == pytest.approx(np.log(wide[way] / wide.lora).mean(), abs=1e-12)
     assert {"pruned only", "lora", "all weights", "from scratch"} <= set(found.index.get_level_values("way"))
     assert set(found.xs("lora", level="way").steps) <= {15, 30, 60}
+
+
+def test_the_real_models_choices_in_words():
+    table, found = tables.read("real_ranks").table, ranks.comparisons("real_ranks")
+    said = ranks.in_words("real_ranks")
+    for (setting, name), row in said.iterrows():
+        own = table[(table.setting == setting) & (table.allocator == name)]
+        assert row.loss == f"{own.loss.mean():.3f}"
+        assert row["trained parameters"] == f"{own.trained_parameters.mean():,.0f}"
+        assert bool(row.MB) == (setting == "bits and ranks")
+    # Random vectors have one report seed: a mean, and no interval.
+    one = found.xs(ranks.RANDOM, level="allocator")
+    assert one.estimate.notna().all() and one[["low", "high", "p", "holm"]].isna().all(axis=None)
+    random, uniform = (
+        table[(table.setting == "kinds") & (table.allocator == name) & (table.report_seed == 100)].loss
+        for name in (ranks.RANDOM, ranks.UNIFORM)
+    )
+    assert one.estimate["kinds"] == pytest.approx(np.exp(np.log(random / uniform.item()).mean()) - 1)
+
+
+def test_ranks_of_the_real_model_went_as_planned_but_for_what_is_shown():
+    assert planned.as_committed("real_ranks")
+    deviations = planned.deviations("real_ranks")
+    (differs,) = deviations[deviations.differs].itertuples()  # what was left would not have trained another in full
+    assert (differs.Index[0], differs.planned, differs.run) == ("bits and ranks", 20, 19)
