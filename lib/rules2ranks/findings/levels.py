@@ -85,8 +85,9 @@ def orders_alike() -> pd.DataFrame:
     *reals, small = (
         tables.read(name).table.groupby(["setting", "allocator"]).loss.mean() for name in (REAL, SHARES, TABLE)
     )
-    real, rows = reals[0].combine_first(reals[1]), {}
+    rows = {}
     for setting, other in BESIDE.items():
+        real = next(table for table in reals if setting in table)
         both = {
             name: SAME.get(name, name) for name in real[setting].index if SAME.get(name, name) in small[other].index
         }
