@@ -228,7 +228,7 @@ def test_bits_come_first_and_ranks_with_them_fixed():
 def test_a_limit_that_leaves_nothing_to_train_in_full_is_refused():
     """What importances and the first generation take, counted: below it a search would end with nothing to choose."""
     half, knobs = AutoQRA(low=0.5), len(SPACE.searched)
-    least = math.ceil(0.5 * (1 + 2 * knobs) + 8 * 0.5 + 2 * 0.5)
+    least = math.ceil(0.5 * (1 + 2 * knobs) + 8 * 0.5 + 0.5)
     with pytest.raises(ValueError, match=rf"AutoQRA needs a limit of {least} or more to train anything in full, got"):
         search(SPACE, loss, half, limit=least - 1, seed=0)
     assert any(trial.fidelity == 1 for trial in search(SPACE, loss, half, limit=least, seed=0).trials)

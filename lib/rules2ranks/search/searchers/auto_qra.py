@@ -65,16 +65,22 @@ class AutoQRA(Scripted, name="AutoQRA"):
 
     def begin(self, space: Space, limit: int, seed: int) -> Self:
         begun = super().begin(space, limit, seed)
-        before = self.low * (1 + 2 * len(space.searched)) if self.importances else 0.0
-        needed = before + self.population * self._first_fidelity + self.promoted * (1 - self._first_fidelity)
-        if limit < needed:
-            raise ValueError(
-                f"{self.name} needs a limit of {math.ceil(needed)} or more to train anything in full, got {limit}: "
-                f"{before:g} go into the importances of {len(space.searched)} knobs (importances=False leaves them out)"
-            )
         begun._axes, begun._randomness = Axes(space), generator(seed, 2)
         begun._worst = None
+        begun._check_limit()
         return begun
+
+    def _check_limit(self) -> None:
+        """Refuse a limit that importances and the first generation use up, so that nothing would be trained in full."""
+        base, first = self._cheapest(), self._first_fidelity
+        raised = [self._raised(base, knob, axis) for knob in self.space.searched for axis in range(2)]
+        before = self.low * (1 + sum(point != base for point in raised)) if self.importances else 0.0
+        needed = math.ceil(before + self.population * first + (1 - first))
+        if self.limit < needed:
+            raise ValueError(
+                f"{self.name} needs a limit of {needed} or more to train anything in full, got {self.limit}: "
+                f"{before:g} go into the importances of {len(self.space.searched)} knobs (importances=False: none)"
+            )
 
     def tell(self, trial: Trial) -> None:
         if len(trial.scores) > 2:
