@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rules2ranks import runs, search
 from rules2ranks.configuration import Configuration
 from rules2ranks.stages import ranks
-from rules2ranks.stages.compressing import Recovery, prune, recover
+from rules2ranks.stages.compressing import HowRecovered, Recovery, prune, recover
 from rules2ranks.stages.ranges import Seed, Size
 from rules2ranks.stages.ranks import Problem, Question
 from rules2ranks.tables import ALONE, Rows, read_choice, shared_settings, written
@@ -47,7 +47,10 @@ class Setting(Question):
             except (KeyError, TypeError) as error:
                 raise ValueError(f"variant {name!r} is no searcher with these settings: {error}") from None
         for how in self.others.values():
-            Recovery.check({**dict(self.recover), "pruned": self.pruned, **how})
+            if self.pruned.base == "gemma":  # its matrices' names would be its packages', which may not be here
+                HowRecovered.check({**dict(self.recover), **{k: how[k] for k in how.keys() - {"ranks", "bits"}}})
+            else:
+                Recovery.check({**dict(self.recover), "pruned": self.pruned, **how})
         if not set(self.random_seeds or ()) <= set(self.report_seeds):
             raise ValueError("random_seeds must be among report_seeds, under which uniform is reported")
         return self
