@@ -50,7 +50,7 @@ def test_a_model_without_heads_is_the_one_with_these_masked(family, kv, kept, tm
 
 def test_a_heads_importance_is_the_sum_over_its_weights():
     model = build("qwen2", queries=3)
-    got = importance.query_importance(model, [tokens()], lm_loss)
+    got, _ = importance.scored(model, decoders.query_heads(model), [tokens()], lm_loss, "taylor", None, None)
     lm_loss(model, tokens()).backward()
     for layer, score in zip(decoders.decoder_layers(model).values(), got, strict=True):
         q, o = layer.self_attn.q_proj, layer.self_attn.o_proj

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rules2ranks.calibration import Angles, Loss, Moments, Positions, collect, example_gradients, mean_gradients
-from rules2ranks.decoders import Groups, decoder_layers, groups, linears, query_heads
+from rules2ranks.decoders import Groups, decoder_layers, groups, linears
 
 
 @dataclass(frozen=True)
@@ -102,28 +102,11 @@ def importance(
         ValueError: an unknown kind, no batch, no loss, no seed, an unsupported model, or a score that is not finite.
     """
     parts = [part for layer in groups(model) for part in layer.parts]
-    scores, seen = _scored(model, parts, batches, loss, kind, seed, positions)
+    scores, seen = scored(model, parts, batches, loss, kind, seed, positions)
     return Scores(kind, scores[0::2], scores[1::2], seen)
 
 
-def query_importance(
-    model: nn.Module,
-    batches: Iterable[Any],
-    loss: Loss | None,
-    kind: Kind = "taylor",
-    *,
-    seed: int | None = None,
-    positions: Positions | None = None,
-) -> list[Tensor]:
-    """The same of every query head: per layer a 1-D float64 tensor, those of the first key/value head first.
-
-    Raises:
-        ValueError: as `importance` and `decoders.query_heads`.
-    """
-    return _scored(model, query_heads(model), batches, loss, kind, seed, positions)[0]
-
-
-def _scored(
+def scored(
     model: nn.Module,
     parts: Sequence[Groups],
     batches: Iterable[Any],
@@ -132,7 +115,9 @@ def _scored(
     seed: int | None,
     positions: Positions | None,
 ) -> tuple[list[Tensor], Means | None]:
-    """The importance of the groups of each part, and the mean inputs where these were seen."""
+    """As `importance`, of any parts, such as `decoders.query_heads`: for each the scores of its groups, float64; and the
+    mean inputs where these were seen.
+    """
     if kind not in MEASURES:
         raise ValueError(f"kind must be one of {tuple(MEASURES)}, got {kind!r}")
     measure = MEASURES[kind]

@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 
 from rules2ranks import evaluation, search, tables
+from rules2ranks.evaluation.intervals import MIN_POINTS
 from rules2ranks.tables import ALONE, plans
 
 TABLES = ("rank_adaptor", "rank_settings")
 UNIFORM, RANDOM = "uniform", "random vectors"
-#: Report seeds that an interval needs.
-FEWEST = 3
 #: Not at equal parameters, and not at this setting's rate: they show what more rank or a better rate would bring.
 DOUBLE, BEST = "uniform, twice the rank", "uniform, best rate"
 
@@ -52,7 +51,7 @@ def comparisons(table: str = "rank_adaptor") -> pd.DataFrame:
             if name not in (baseline, ALONE):
                 effect = effects(part, name, baseline=baseline)
                 same = _same(part, name, baseline, plan.confirmatory)
-                if effect.shape[1] < FEWEST:  # shown beside, under so few seeds that no interval can be had
+                if effect.shape[1] < MIN_POINTS:  # shown beside, under so few seeds that no interval can be had
                     rows[setting, name] = [loss, math.expm1(effect.to_numpy().mean()), *[math.nan] * 3, same]
                     continue
                 found[setting, name] = here = evaluation.crossed(effect)

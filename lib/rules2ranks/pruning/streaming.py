@@ -87,19 +87,18 @@ class Streamed:
             self._fill(model, "", [name for name, _ in model.named_parameters() if name not in of_layers])
             model.tie_weights()
             for name, layer in self.layers.items():
-                stack.enter_context(layer.register_forward_pre_hook(self._reader(name)))
+                stack.enter_context(layer.register_forward_pre_hook(lambda *_, name=name: self._read_layer(name)))
                 stack.enter_context(layer.register_forward_hook(lambda layer, args, output: _empty(layer)))
             yield model
 
     @contextmanager
     def loaded(self, name: str) -> Iterator[nn.Module]:
         """One layer with its values."""
-        layer = self.layers[name]
         try:
-            self._fill(layer, f"{name}.", [path for path, _ in layer.named_parameters()])
-            yield layer
+            self._read_layer(name)
+            yield self.layers[name]
         finally:
-            _empty(layer)
+            _empty(self.layers[name])
 
     def importance(self, batch: Any, loss: Loss, kind: str = "flap", *, positions: Positions | None = None) -> Scores:
         """What `pruning.importance` gives for one batch, by a measure of activations; `loss` may return anything.
@@ -171,11 +170,9 @@ class Streamed:
         _empty(cut)
         return tensors
 
-    def _reader(self, name: str) -> Callable:
-        def read(layer: nn.Module, args: Any) -> None:
-            self._fill(layer, f"{name}.", [path for path, _ in layer.named_parameters()])
-
-        return read
+    def _read_layer(self, name: str) -> None:
+        layer = self.layers[name]
+        self._fill(layer, f"{name}.", [path for path, _ in layer.named_parameters()])
 
     def _fill(self, module: nn.Module, prefix: str, paths: list[str]) -> None:
         for path in paths:

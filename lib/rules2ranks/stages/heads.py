@@ -49,9 +49,11 @@ def query_heads(work: Path, given: QueryHeads) -> dict:
             f"(transformers refuses to load other numbers), got {given.keep}"
         )
     with training.reproducible(given.seed):
-        model, how = about.model, {"seed": given.seed, "positions": about.positions}
+        model, batches = about.model, about.calibration(given.seed)
         before, count = about.evaluate("report"), models.parameter_count(model)
-        scores = importance.query_importance(model, about.calibration(given.seed), about.loss, given.importance, **how)
+        heads_of = decoders.query_heads(model)
+        how = (given.importance, given.seed, about.positions)
+        scores, _ = importance.scored(model, heads_of, batches, about.loss, *how)
         kept = [_most(score, layer.attention.count, given.keep) for score, layer in zip(scores, layers, strict=True)]
         smaller = decoders.keep_query_heads(about.load(), kept)
         after = about.evaluate("report", smaller)
