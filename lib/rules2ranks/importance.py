@@ -115,7 +115,7 @@ def scored(
     seed: int | None,
     positions: Positions | None,
 ) -> tuple[list[Tensor], Means | None]:
-    """As `importance`, of any parts, such as `decoders.query_heads`: for each the scores of its groups, float64; and the
+    """As `importance`, of any parts, such as `decoders.query_heads`: the scores of each one's groups, float64; and the
     mean inputs where these were seen.
     """
     if kind not in MEASURES:
