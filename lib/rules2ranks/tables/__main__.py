@@ -39,6 +39,7 @@ ON_REQUEST: dict[str, Maker] = {
     "real_shares": levels.real_shares,
     "real_ranks": ranks.real_ranks,
     "fresh_rules": fresh_rules.fresh_rules,
+    "sizes": edge.sizes,
 }
 
 

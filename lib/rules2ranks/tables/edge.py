@@ -83,6 +83,18 @@ def _core(settings: EdgeOfChaos, taught: list[Pretraining]) -> list[Downstream]:
 def edge_ablations(settings: EdgeAblations, workers: int) -> tuple[dict[str, Rows], float]:
     """Twelve rules named beforehand, each choice of the experiment changed by itself."""
     legal = _legality()
+    rows, seconds = _variants(settings, workers)
+    return {"edge_ablations": [row | {"legal": legal(result)} for row, result in rows]}, seconds
+
+
+def sizes(settings: EdgeAblations, workers: int) -> tuple[dict[str, Rows], float]:
+    """Twenty rules in networks of other sizes, and with other rows to learn from."""
+    rows, seconds = _variants(settings, workers)
+    return {"sizes": [row for row, _ in rows]}, seconds
+
+
+def _variants(settings: EdgeAblations, workers: int) -> tuple[list[tuple[dict[str, Any], runs.Result]], float]:
+    """A row for each network of each variant, with what it was made from; the seconds that all took."""
     asked = [(name, each) for name, variant in settings.variants.items() for each in _variant(settings, variant)]
     learnt = pretrainings([each.body for _, each in asked if each.start != "random"], workers)
     results = measure(stage_jobs("downstream", [each for _, each in asked]), workers, "downstream tasks")
@@ -92,9 +104,8 @@ def edge_ablations(settings: EdgeAblations, workers: int) -> tuple[dict[str, Row
         row = {"variant": name, **downstream_row(result)}
         own = known.get(runs.key(result.params["body"])) if row["source"] != "none" else None
         row |= {f"pretrain_{what}": own[what] if own else None for what in ("loss", "floor", "learnt", "steps")}
-        row["legal"] = legal(result) if row["task"] == "chess" else None
-        rows.append(row)
-    return {"edge_ablations": rows}, seconds_of([*learnt, *results])
+        rows.append((row, result))
+    return rows, seconds_of([*learnt, *results])
 
 
 def _variant(settings: EdgeAblations, variant: Variant) -> list[Downstream]:
@@ -164,8 +175,8 @@ def _similarity(settings: EdgeOfChaos) -> Rows:
     return [{"a": rules[a], "b": rules[b], "cka": float(found[a, b] + found[b, a]) / 2} for a, b in pairs]
 
 
-def _legality() -> Callable[[runs.Result], float]:
-    """A function that gives the share of legal moves among those that a chess result predicted.
+def _legality() -> Callable[[runs.Result], float | None]:
+    """A function that gives the share of legal moves among those that a result predicted; None if it is not of chess.
 
     Raises:
         ImportError: python-chess, an optional extra, is not there; asked before any work starts.
@@ -175,7 +186,9 @@ def _legality() -> Callable[[runs.Result], float]:
     chess.legal_share([["e4"]], [["e4"]])
     task = chess.Chess()
 
-    def legal(result: runs.Result) -> float:
+    def legal(result: runs.Result) -> float | None:
+        if result.params["task"] != "chess":
+            return None
         from safetensors.numpy import load_file
 
         from rules2ranks.stages.transfer import PREDICTIONS, validation_draw
