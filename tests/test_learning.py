@@ -252,9 +252,9 @@ def test_only_what_is_missing_is_trained_in_groups_of_one_shape(tmp_path, monkey
 
 @pytest.mark.parametrize(
     ("shape", "at_once"),
-    # A block of h has 12 h² weights, of twenty bytes; each of 16 × 40 rows keeps 80 h and 12 × 4 × 40 bytes a block.
-    # Of 64: 18 MB, so over 32 would fit into half of four gigabytes. Two blocks of 512: 181 MB; twelve of 768: 2.2 GB.
-    [({}, 32), ({"hidden": 512}, 11), ({"hidden": 768, "heads": 12, "layers": 12}, 1)],
+    # A block of h has 12 h² weights in its matrices. Of 64: two are 98,304, so 40 would fit into four million, 32 may.
+    # Of 256: two are 1,572,864, so two fit. Of 512: four are 12.6 million, more than fit at all.
+    [({}, 32), ({"hidden": 256}, 2), ({"hidden": 512, "layers": 4}, 1)],
 )
 def test_as_many_train_side_by_side_as_fit(shape, at_once):
     assert learning.side_by_side(Pretraining(**shape)) == at_once

@@ -81,11 +81,14 @@ def test_all_parameters_are_checked_before_any_work():
         many.stage_jobs("pretrain", [{"source": 30}, {"sourc": 30}])
 
 
-def test_a_gpu_trains_side_by_side(monkeypatch):
-    asked = []
+def test_a_gpu_trains_small_networks_side_by_side(monkeypatch):
+    """What is too large for that is trained by processes, which then find the small ones."""
+    together, found = [], []
     monkeypatch.setattr(training, "device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(learning, "pretrain_together", lambda bodies: asked.append(bodies) or ["found"])
-    assert many.pretrainings([{"source": 30}, {"source": "coin", "hidden": 256}], 2) == ["found"]
-    assert asked == [[Pretraining(source=30), Pretraining(source="coin", hidden=256)]]
+    monkeypatch.setattr(learning, "pretrain_together", together.append)
+    monkeypatch.setattr(many, "measure", lambda jobs, workers, label: found.append(jobs) or ["found"])
+    bodies = [Pretraining(source=30), Pretraining(source="coin", hidden=512, layers=4)]
+    assert many.pretrainings([bodies[0], bodies[1].model_dump()], 2) == ["found"]
+    assert together == [bodies[:1]] and found == [many.stage_jobs("pretrain", bodies)]
     with pytest.raises(ParameterError, match="did you mean 'source'"):
         many.pretrainings([{"sourc": 30}], 2)

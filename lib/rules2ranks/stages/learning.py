@@ -1,7 +1,6 @@
 """The stage that learns a rule: pretraining, one network at a time or several side by side."""
 
 import functools
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -25,8 +24,8 @@ CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "model.safetensors"
 #: A rule counts as learnt when so many of the cells that the rows in sight determine are predicted right.
 LEARNT = 0.99
-#: The most networks that train side by side: with more of the smallest, steps take as much longer.
-TOGETHER = 32
+#: How many networks train side by side on a GPU: so many parameters in all, and no more than so many networks.
+TOGETHER = {"parameters": 4_000_000, "networks": 32}
 #: A rule, or rows of fair coin flips: the control in which nothing can be learnt.
 Source = Rule | Literal["coin"]
 
@@ -189,7 +188,7 @@ def pretrain(work: Path, given: Pretraining) -> dict:
 def pretrain_together(bodies: Sequence[Pretraining], at_once: int | None = None) -> list[runs.Result]:
     """The results of several pretrainings, those that are missing trained side by side in this process.
 
-    For a GPU that one model cannot fill; on a CPU it gains little. Those that train together, `at_once` of them at most
+    For a GPU that one small model cannot fill; on a CPU it gains little. Those that train together, `at_once` of them
     (None: `side_by_side`), agree in everything but source and seed. The results are as if made one by one, to the
     rounding of sums in another order; an interrupted group goes on from its checkpoint.
     """
@@ -198,25 +197,17 @@ def pretrain_together(bodies: Sequence[Pretraining], at_once: int | None = None)
         if pretrain.find(body) is None:
             groups.setdefault(body.model_copy(update={"source": 0, "seed": 0}), []).append(body)
     for shape, missing in groups.items():
-        count = math.ceil(len(missing) / (at_once or side_by_side(shape)))
-        for place in range(count):  # groups as even as can be
-            _pretrain_group(missing[place::count])
-            torch.cuda.empty_cache()  # the next group asks what is free, and so do other processes
+        size = at_once or side_by_side(shape)
+        for begin in range(0, len(missing), size):
+            _pretrain_group(missing[begin : begin + size])
     return [pretrain(body) for body in bodies]
 
 
 def side_by_side(body: Pretraining) -> int:
-    """How many networks of this size train at once: as many as fit into half of the free memory, to our estimate."""
-    # Twelve matrices of hidden × hidden a block are nearly all of a network: weights, gradients, Adam's two moments and
-    # what is cast. Of each row a block keeps some twenty vectors for the way back, and the attention of its heads.
-    parameters = 12 * body.layers * body.hidden**2
-    kept = body.batch * body.rows * body.layers * (80 * body.hidden + 12 * body.heads * body.rows)
-    return max(1, min(TOGETHER, int(_free_bytes() / 2 / (20 * parameters + kept))))
-
-
-def _free_bytes() -> float:
-    """Free memory of the GPU, or where there is none what a process may well take."""
-    return torch.cuda.mem_get_info()[0] if training.device().type == "cuda" else 4e9
+    """How many networks of this size train at once on a GPU."""
+    # Twelve matrices of hidden × hidden a block are nearly all of a network.
+    size = 12 * body.layers * body.hidden**2
+    return max(1, min(TOGETHER["networks"], TOGETHER["parameters"] // size))
 
 
 def _pretrain_group(bodies: Sequence[Pretraining]) -> None:

@@ -54,13 +54,14 @@ def stage_jobs(name: str, parameters: Sequence[runs.Params | dict[str, Any]]) ->
 
 
 def pretrainings(bodies: Sequence[runs.Params | dict[str, Any]], workers: int) -> list[runs.Result]:
-    """Results of `pretrain`: side by side where there is a GPU, else over processes."""
+    """Results of `pretrain`: small networks side by side where there is a GPU, all others over processes."""
     from rules2ranks import training
     from rules2ranks.stages import learning
 
-    if training.device().type == "cuda":
-        return learning.pretrain_together([learning.Pretraining.check(body) for body in bodies])
-    return measure(stage_jobs("pretrain", bodies), workers, "pretraining")
+    asked = [learning.Pretraining.check(body) for body in bodies]
+    if training.device().type == "cuda":  # six processes with networks of 12 layers of 768 fill one
+        learning.pretrain_together([body for body in asked if learning.side_by_side(body) > 1])
+    return measure(stage_jobs("pretrain", asked), workers, "pretraining")
 
 
 def seconds_of(results: Sequence[runs.Result]) -> float:
