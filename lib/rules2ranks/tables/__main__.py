@@ -22,6 +22,8 @@ MAKERS: dict[str, Maker] = {
     "edge_of_chaos": edge.edge_of_chaos,
     "edge_ablations": edge.edge_ablations,
     "compression": compression.compression,
+    "fresh_rules": fresh_rules.fresh_rules,
+    "sizes": edge.sizes,
     "recovery_rates": recoveries.recovery_rates,
     "rank_adaptor": ranks.rank_adaptor,
     "rank_settings": ranks.rank_settings,
@@ -38,8 +40,6 @@ ON_REQUEST: dict[str, Maker] = {
     "real_model": levels.real_model,
     "real_shares": levels.real_shares,
     "real_ranks": ranks.real_ranks,
-    "fresh_rules": fresh_rules.fresh_rules,
-    "sizes": edge.sizes,
 }
 
 
