@@ -148,11 +148,13 @@ def orders() -> pd.DataFrame:
     about, rows = measured(tuple(plan.run["rules"])), {}
     for name in plan.run["variants"]:
         scores, part = wide[name].loc[about.index], here[here.variant == name]
-        of_measures = {measure: f"{evaluation.correlation(about[measure], scores):.2f}" for measure in (LZ76, LINEAR)}
+        of_measures = {
+            f"ρ with {measure}": f"{evaluation.correlation(about[measure], scores):.2f}" for measure in (LZ76, LINEAR)
+        }
         row = {"accuracy": part.accuracy.mean(), "learnt": part.pretrain_learnt.mean()}
         if name != SHIPPED:
             same = evaluation.correlation(wide[SHIPPED].loc[about.index].mean(axis=1), scores)
-            row |= {"with the shipped size": f"{same:.2f}", "the order": _held(same, plan.margin)}
+            row |= {f"ρ with {SHIPPED}": f"{same:.2f}", "the order": _held(same, plan.margin)}
         rows[name] = row | of_measures
     return pd.DataFrame.from_dict(rows, orient="index")
 
