@@ -97,6 +97,12 @@ def constant(step: int) -> float:
     return 1.0
 
 
+def held(steps: int, warmup: float = 0.1) -> Rate:
+    """Linear warm-up over a share of the steps, then the peak rate."""
+    ramp = round(warmup * steps)
+    return lambda step: min(1.0, (step + 1) / ramp) if ramp else 1.0
+
+
 def restarts(first: int, rounds: int, warmup: float = 0.1) -> tuple[Rate, list[int]]:
     """Rounds of `cosine`, each twice as long as the one before (Loshchilov and Hutter 2017, SGDR), and their ends.
 
@@ -147,7 +153,7 @@ class Together(nn.Module):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a model is trained: with AdamW without weight decay, at a rate planned for so many steps.
+    """How a model is trained: with AdamW, at a rate planned for so many steps.
 
     Args:
         steps: optimiser steps that the rate is planned for.
@@ -155,6 +161,7 @@ class Schedule:
         stop: end after this many of the steps (None: all). The rate is as without a stop.
         rate: share of the peak rate at a step (None: `cosine(steps)`).
         bf16: compute in bfloat16 where that is safe (torch's autocast); worth it on a GPU, slower on most CPUs.
+        weight_decay: AdamW's, of all that is trained.
     """
 
     steps: int
@@ -162,6 +169,7 @@ class Schedule:
     stop: int | None = None
     rate: Rate | None = None
     bf16: bool = False
+    weight_decay: float = 0.0
 
     @property
     def last(self) -> int:
@@ -245,7 +253,7 @@ class _Run:
         if not self.trained:
             raise ValueError("no parameter of the model requires a gradient: nothing to train")
         self.device = next(iter(self.trained.values())).device.type
-        how = {"lr": schedule.lr, "weight_decay": 0.0, "fused": self.device in ("cpu", "cuda")}
+        how = {"lr": schedule.lr, "weight_decay": schedule.weight_decay, "fused": self.device in ("cpu", "cuda")}
         self.optimiser = torch.optim.AdamW(self.trained.values(), **how)
         self.rate = schedule.rate or cosine(schedule.steps)
         self.every = watch.every or schedule.steps

@@ -13,6 +13,7 @@ HOMES = {
     "judge": "shapes",
     "recover": "compressing",
     "fragility": "compressing",
+    "limits": "bearing",
     "retrain": "retraining",
     "benchmark": "own_model",
     "pairs": "minimal_pairs",

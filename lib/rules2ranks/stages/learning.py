@@ -33,6 +33,10 @@ Source = Rule | Literal["coin"]
 class Pretraining(runs.Params):
     """A network and what it learns: rows of automata under one rule, or of coin flips.
 
+    With `flip` each cell to predict is turned over with that chance (cells that are read are not): the loss is the mean
+    over all such turns. With `excess` training ends as soon as the loss is within so many nats per cell of its floor,
+    at a rate that is held until then, rather than at the end of the round in which the rule is learnt.
+
     Raises:
         ParameterError: a crop wider than the ring, or a hidden size that is no multiple of the heads.
     """
@@ -52,6 +56,10 @@ class Pretraining(runs.Params):
     seed: Seed = 0
     mask: Mask = "causal"
     bf16: bool = False
+    # Defaults of what came later are left out, so that results from before are found under their own parameters.
+    flip: Annotated[float, Field(ge=0, lt=0.5, exclude_if=lambda flip: flip == 0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=100, exclude_if=lambda decay: decay == 0)] = 0.0
+    excess: Annotated[float | None, Field(gt=0, exclude_if=lambda excess: excess is None)] = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -59,6 +67,10 @@ class Pretraining(runs.Params):
             raise ValueError(f"a crop of {self.width} cells does not fit on a ring of {self.ring}")
         if self.hidden % self.heads:
             raise ValueError(f"hidden = {self.hidden} must be a multiple of heads = {self.heads}")
+        if self.excess is not None and not has_floor(self):
+            raise ValueError(
+                f"excess needs a floor: every up to 5, crops of {automaton_rows.NEAR} cells or whole rings"
+            )
         return self
 
 
@@ -130,14 +142,38 @@ def edges(body: Pretraining) -> int:
     return 0 if body.width == body.ring else body.every
 
 
-def row_loss(model: nn.Module, windows: Tensor) -> Tensor:
-    """Binary cross-entropy, nats per cell, of every row given those above. Windows `(..., B, rows + 1, width)`."""
-    logits = model(windows[..., :-1, :])
-    return F.binary_cross_entropy_with_logits(logits, windows[..., 1:, :], reduction="none").mean((-3, -2, -1))
+def has_floor(body: Pretraining) -> bool:
+    """Whether `crop_floor` is defined for what this network learns."""
+    return body.width == body.ring or (body.every <= 5 and body.width >= automaton_rows.NEAR)
 
 
-def row_scores(model: nn.Module, windows: Tensor, hidden: int = 0) -> dict[str, Any]:
+@functools.lru_cache(maxsize=64)
+def _floor(source: Source, width: int, ring: int, every: int, flip: float) -> float:
+    return automaton_rows.crop_floor(source, width, ring=ring, every=every, flip=flip)
+
+
+def floor(body: Pretraining) -> float:
+    """The loss, nats per cell, that no look at the last row alone can get below."""
+    return _floor(body.source, body.width, body.ring, body.every, body.flip)
+
+
+def row_loss(model: nn.Module, windows: Tensor, flip: float = 0.0) -> Tensor:
+    """Binary cross-entropy, nats per cell, of every row given those above. Windows `(..., B, rows + 1, width)`.
+
+    Each cell to predict is turned over with the chance `flip`: the mean over all turns.
+    """
+    return _cell_losses(model(windows[..., :-1, :]), windows[..., 1:, :], flip).mean((-3, -2, -1))
+
+
+def _cell_losses(logits: Tensor, target: Tensor, flip: float) -> Tensor:
+    soft = target + flip * (1 - 2 * target) if flip else target
+    return F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
+
+
+def row_scores(model: nn.Module, windows: Tensor, hidden: int = 0, flip: float = 0.0) -> dict[str, Any]:
     """Loss, shares of cells and of whole rows predicted right, and the two baselines on the same windows.
+
+    The loss is `row_loss`, with the same `flip`; all else looks at the cells as they are.
 
     `hidden` is how many cells at each edge of a crop depend on cells out of sight: `determined` is the accuracy on the
     others (None if there is none). Windows `(..., B, rows + 1, width)`; for models `Together` each value is a list.
@@ -148,7 +184,7 @@ def row_scores(model: nn.Module, windows: Tensor, hidden: int = 0) -> dict[str, 
     inner = right[..., hidden : target.shape[-1] - hidden].float().mean((-3, -2, -1))
     ones = target.mean((-3, -2, -1))
     scores = {
-        "loss": F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-3, -2, -1)),
+        "loss": _cell_losses(logits, target, flip).mean((-3, -2, -1)),
         "accuracy": right.float().mean((-3, -2, -1)),
         "determined": inner,
         "row_accuracy": right.all(-1).float().mean((-2, -1)),
@@ -179,7 +215,7 @@ def pretrain(work: Path, given: Pretraining) -> dict:
     """
     model = untrained(given)
     checkpoint, label = work / CHECKPOINT, f"pretrain {given.source}"
-    history = _learn(model, [given], lambda entry: _through(given, entry["determined"]), checkpoint, label)
+    history = _learn(model, [given], lambda entry: _through(given, entry), checkpoint, label)
     metrics = _write(work, given, model, history)
     checkpoint.unlink(missing_ok=True)
     return metrics
@@ -226,7 +262,8 @@ def _pretrain_group(bodies: Sequence[Pretraining]) -> None:
 
     def all_through(entry: dict[str, Any]) -> bool:
         for place, body in enumerate(bodies):
-            if place not in aside and _through(body, entry["determined"][place]):
+            own = {name: value[place] for name, value in entry.items() if name != "step"}
+            if place not in aside and _through(body, own):
                 _put_aside(files[place], entry["step"], model.member(place))
                 aside[place] = _from_aside(files[place])
         # A training that goes on from an older checkpoint finds some put aside at a step that is still to come.
@@ -242,9 +279,11 @@ def _pretrain_group(bodies: Sequence[Pretraining]) -> None:
         file.unlink(missing_ok=True)
 
 
-def _through(body: Pretraining, determined: float | None) -> bool:
-    """Whether a network gets no further round: it has learnt its rule, or there is none."""
-    return body.source == "coin" or _learnt(body, determined)
+def _through(body: Pretraining, scores: dict[str, Any]) -> bool:
+    """Whether a network is trained no further: it has learnt its rule, or there is none."""
+    if body.excess is not None:
+        return scores["loss"] - floor(body) <= body.excess
+    return body.source == "coin" or _learnt(body, scores["determined"])
 
 
 def _learnt(body: Pretraining, determined: float | None) -> bool:
@@ -271,7 +310,7 @@ def _learn(
 ) -> training.History:
     """Train a network, or several together, through all rounds or to the end of the one after which all is `through`.
 
-    `through` is asked with the evaluation there.
+    `through` is asked with the evaluation there; where the excess decides, with every evaluation.
     """
     body = bodies[0]
     streams = [by_step(each, 0) for each in bodies]
@@ -281,19 +320,21 @@ def _learn(
 
     validation = joined([held_out(each) for each in bodies])
     rate, ends = training.restarts(body.steps, body.rounds)
+    rate = rate if body.excess is None else training.held(body.steps)
+    # At least five times a round (fifteen where any may be the last), and at its end: the largest divisor that does.
+    often = 5 if body.excess is None else 15
     watch = training.Watch(
-        evaluate=lambda model: row_scores(model, validation, edges(body)),
-        # At least five times a round, and at the end of each: the largest divisor that does.
-        every=next(d for d in range(max(1, body.steps // 5), 0, -1) if body.steps % d == 0),
-        until=lambda entry: entry["step"] in ends and through(entry),
+        evaluate=lambda model: row_scores(model, validation, edges(body), body.flip),
+        every=next(d for d in range(max(1, body.steps // often), 0, -1) if body.steps % d == 0),
+        until=lambda entry: (body.excess is not None or entry["step"] in ends) and through(entry),
         log_every=max(1, body.steps // 50),
     )
     with training.reproducible(body.seed):
         return training.train(
             model,
             lambda step: joined([stream(step) for stream in streams]),
-            row_loss,
-            training.Schedule(ends[-1], body.lr, rate=rate, bf16=body.bf16),
+            functools.partial(row_loss, flip=body.flip) if body.flip else row_loss,
+            training.Schedule(ends[-1], body.lr, rate=rate, bf16=body.bf16, weight_decay=body.weight_decay),
             seed=body.seed,
             watch=watch,
             checkpoint=checkpoint,
@@ -305,13 +346,10 @@ def _write(work: Path, given: Pretraining, model: models.RowGPT, history: traini
     """Write what was learnt; its metrics."""
     models.save_weights(model, work / WEIGHTS)
     final = {name: value for name, value in history.evaluations[-1].items() if name != "step"}
-    whole = given.width == given.ring
-    defined = whole or (given.every <= 5 and given.width >= automaton_rows.NEAR)
-    window = {"ring": given.ring, "every": given.every}
     matrices = torch.cat([p.detach().flatten() for p in model.body.h.parameters() if p.ndim > 1])
     return {
         **final,
-        "floor": automaton_rows.crop_floor(given.source, given.width, **window) if defined else None,
+        "floor": floor(given) if has_floor(given) else None,
         "learnt": _learnt(given, final["determined"]),
         "steps": history.steps,
         "weight_rms": matrices.square().mean().sqrt().item(),

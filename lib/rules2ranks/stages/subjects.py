@@ -219,14 +219,14 @@ class RuleSubject(Subject):
         return self.draw(128, SEEDS[part])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return learning.row_loss(model, *batch)
+        return learning.row_loss(model, *batch, self.base.flip)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         ones = model(batch[0][..., :-1, :]).reshape(-1)
         return torch.stack([torch.zeros_like(ones), ones], -1)  # (cells, 2): of a cell that is 0, and that is 1
 
     def scores(self, model: nn.Module, batch: Batch) -> dict[str, float]:
-        return learning.row_scores(model, *batch, learning.edges(self.base))
+        return learning.row_scores(model, *batch, learning.edges(self.base), self.base.flip)
 
 
 class OwnSubject(Subject):

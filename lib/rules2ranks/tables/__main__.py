@@ -14,7 +14,18 @@ import yaml
 
 from rules2ranks import runs, tables
 from rules2ranks.published import data_folder
-from rules2ranks.tables import Rows, compression, edge, fresh_rules, language_suite, levels, plans, ranks, recoveries
+from rules2ranks.tables import (
+    Rows,
+    compression,
+    edge,
+    fresh_rules,
+    interventions,
+    language_suite,
+    levels,
+    plans,
+    ranks,
+    recoveries,
+)
 
 #: Each takes typed settings and a number of workers, and gives tables by name and the one-thread seconds behind them.
 Maker = Callable[[Any, int], tuple[dict[str, Rows], float]]
@@ -24,6 +35,7 @@ MAKERS: dict[str, Maker] = {
     "compression": compression.compression,
     "fresh_rules": fresh_rules.fresh_rules,
     "sizes": edge.sizes,
+    "interventions": interventions.interventions,
     "recovery_rates": recoveries.recovery_rates,
     "rank_adaptor": ranks.rank_adaptor,
     "rank_settings": ranks.rank_settings,
