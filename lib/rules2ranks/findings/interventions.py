@@ -20,8 +20,8 @@ LEAST = 1e-4
 def outcomes(condition: str = UNCHANGED, importance: str = "taylor") -> dict[str, pd.DataFrame]:
     """What networks of a condition bear, a row a rule and a column a seed each.
 
-    `share` removed by an importance; `rank`, its place among those of the plan (their number where none mends); `bits`;
-    `place`, the logarithm of what an adapter in the early half of the layers leaves over what one in the late half does.
+    `share` removed by an importance; `rank`, its place among `RANKS` (their number where none mends); `bits`; `place`,
+    the logarithm of what an adapter in the early half of the layers leaves over what one in the late half leaves.
     """
     table = _rows(condition)
     place = np.log(table["only_early layers"].clip(LEAST) / table["only_late layers"].clip(LEAST))
@@ -61,7 +61,7 @@ def about() -> pd.DataFrame:
 
 
 def over_rules() -> pd.DataFrame:
-    """By outcome: Spearman's `rho` of LZ76, and `partial`, `p` and `holm` given the others; that of linear loss beside."""
+    """By outcome: Spearman's `rho` of LZ76; given the others `partial`, `p`, `holm`; beside it linear loss's."""
     x, rows = about(), {}
     for name, values in outcomes().items():
         values = values.loc[x.index]
