@@ -180,14 +180,13 @@ def test_chess_is_learnt_from_games_of_ones_own(tmp_path):
     predicted = load_file(own.file("predictions.safetensors"))["predicted"]
     assert predicted.shape == (256, 60)
     assert predicted.max() < 20  # its own few moves are the vocabulary
-    # Games are told apart by their file's name, the shipped ones by their content.
     given = Downstream(**asked, task="chess")
-    assert transfer.GAMES in given.reads()
-    assert not given.model_copy(update={"games": str(games)}).reads()
-    assert not given.model_copy(update={"task": "nim"}).reads()
+    assert given.reads() == (transfer.GAMES,) and not given.model_copy(update={"task": "nim"}).reads()
+    games.write_text(games.read_text().replace("Nf3", "Bc4"))  # other games in the same place are another result
+    assert stages.downstream(**asked, task="chess", games=str(games)).folder != own.folder
     with pytest.raises(ParameterError, match="games are for the task chess, not for nim"):
         stages.downstream(**asked, task="nim", games=str(games))
-    with pytest.raises(ValueError, match="nowhere"):
+    with pytest.raises(ParameterError, match=r"no file of games .*nowhere"):
         stages.downstream(**asked, task="chess", games=str(tmp_path / "nowhere.txt"))
 
 

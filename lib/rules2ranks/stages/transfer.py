@@ -33,10 +33,10 @@ class Downstream(runs.Params):
 
     Training takes `steps`, or ends at the first evaluation (every eighth of the steps, unless said) with an accuracy
     of `until`. Chess takes other `games` than the shipped ones from a file that `tasks.chess.Chess` reads, PGN for
-    example. The result is found again by the file's name, so other games need another name.
+    example; what it holds is part of the result's key, so that changed games are another result.
 
     Raises:
-        ParameterError: `games` for another task than chess.
+        ParameterError: `games` for another task than chess, or a file that is not there.
     """
 
     body: Pretraining
@@ -56,10 +56,14 @@ class Downstream(runs.Params):
     def _games_of_chess(self) -> Self:
         if self.games is not None and self.task != "chess":
             raise ValueError(f"games are for the task chess, not for {self.task}")
+        if self.games is not None and not Path(self.games).is_file():
+            raise ValueError(f"there is no file of games {self.games}")
         return self
 
     def reads(self) -> tuple[Path, ...]:
-        return (GAMES,) if self.task == "chess" and self.games is None else ()
+        if self.task != "chess":
+            return ()
+        return (GAMES if self.games is None else Path(self.games),)
 
 
 def validation_draw(seed: int) -> tuple[int, int, str]:
@@ -75,7 +79,8 @@ def task_loss(model: nn.Module, pair: tuple[Tensor, Tensor]) -> Tensor:
 
 
 @functools.cache  # read once, not once for every run of a process
-def _chess(games: str) -> tasks.Task:
+def _chess(games: str, content: str) -> tasks.Task:
+    """The task on a file's games; its content is asked for so that a changed file is read again."""
     from rules2ranks.tasks.chess import Chess
 
     return Chess(games)
@@ -121,7 +126,7 @@ def downstream(work: Path, given: Downstream) -> dict:
     Raises:
         ValueError: games that cannot be used, before anything is trained.
     """
-    task = tasks.get(given.task) if given.games is None else _chess(given.games)
+    task = tasks.get(given.task) if given.games is None else _chess(given.games, runs.sha256(Path(given.games)))
     baselines = _baselines(task)  # first, as they read the games
     model = with_ends(given, task)
     x, y = training.on_device(task.batch(*validation_draw(given.seed)))
