@@ -10,6 +10,7 @@ import results
 from rules2ranks import tasks
 from rules2ranks.runs import ParameterError
 from rules2ranks.stages import parameters
+from rules2ranks.stages.learning import Pretraining
 
 GIVEN = {"rule": 30, "seed": 1, "task": "nim"}
 
@@ -98,3 +99,12 @@ def test_parameters_that_do_not_go_together_are_refused(change, said):
     assert parameters.Pretrain.check(given).ring == 1000
     with pytest.raises(ParameterError, match=said):
         parameters.Pretrain.check(given | change)
+
+
+def test_of_a_parameter_of_several_kinds_one_line_says_what_each_asks_for():
+    with pytest.raises(ParameterError) as told:
+        Pretraining.check({"source": 300, "lr": -1})
+    assert str(told.value).splitlines() == [
+        "parameter 'source' = 300: Input should be less than or equal to 255, or 'coin'.",
+        "parameter 'lr' = -1: Input should be greater than 0.",
+    ]

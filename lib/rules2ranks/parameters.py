@@ -4,12 +4,16 @@ import contextlib
 import difflib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+#: Parts of pydantic's place of a mistake that nobody has written: ways of saying the same parameter, in brackets, and
+#: the kinds of value that one may have.
+_UNSAID = re.compile(r"\(|(constrained|function)-|(literal|list|dict|tuple)\[|(int|float|str|bool|none)$")
 
 
 class ParameterError(ValueError):
@@ -45,7 +49,7 @@ class Params(BaseModel):
         try:
             return values if isinstance(values, cls) else cls(**values)
         except ValidationError as error:
-            raise ParameterError("\n".join(_explain(cls, item) for item in error.errors())) from None
+            raise ParameterError("\n".join(_told(cls, error.errors()))) from None
 
     def but(self, **changes: Any) -> Self:
         """These parameters with some of them changed, checked."""
@@ -110,23 +114,37 @@ class OfFiles(Params):
         return self
 
 
-def _explain(model: type[Params], item: Mapping[str, Any]) -> str:
+def _told(model: type[Params], items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each mistake. Of a parameter that may be of several kinds, what each of them asks for is one line."""
+    lines: dict[str, list[str]] = {}
+    for item in items:
+        what, why = _explain(model, item)
+        lines.setdefault(what, []).append(why)
+    again = "Input should be "
+    return [
+        what + ", or ".join([first, *(why.removeprefix(again) for why in others)]) + "."
+        for what, (first, *others) in lines.items()
+    ]
+
+
+def _explain(model: type[Params], item: Mapping[str, Any]) -> tuple[str, str]:
+    """What is wrong, and why, which may be nothing more."""
     own = inspect.get_annotations(model)  # what it says itself stands before what it inherits
     allowed = sorted(model.model_fields, key=lambda name: name not in own)
-    # A name in brackets is a way of saying the same parameter, not one that was given.
-    name = ".".join(str(part) for part in item["loc"] if not str(part).startswith("("))
+    name = ".".join(part for part in map(str, item["loc"]) if not _UNSAID.match(part))
+    reason = item["msg"].removeprefix("Value error, ")
     if not name:  # parameters that do not go together
-        return f"{item['msg'].removeprefix('Value error, ')}."
+        return reason, ""
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, allowed, n=1)
         homes = [field for field, about in model.model_fields.items() if name in _names_within(about.annotation)]
         hint = f"did you mean {near[0]!r}? " if near else ""
         if homes:
             hint = f"it is a parameter of {' or '.join(map(repr, homes))}, and is given there. "
-        return f"unknown parameter {name!r}: {hint}Allowed are {', '.join(allowed)}."
+        return f"unknown parameter {name!r}: {hint}Allowed are {', '.join(allowed)}", ""
     if item["type"] == "missing":
-        return f"parameter {name!r} is missing. Allowed are {', '.join(allowed)}."
-    return f"parameter {name!r} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}."
+        return f"parameter {name!r} is missing. Allowed are {', '.join(allowed)}", ""
+    return f"parameter {name!r} = {item['input']!r}: ", reason
 
 
 def _names_within(annotation: Any) -> set[str]:
