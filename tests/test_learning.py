@@ -313,3 +313,15 @@ def test_a_network_that_is_learnt_but_not_yet_written_is_not_trained_again(tmp_p
     again = stages.pretrain(body)
     assert again.metrics == whole.metrics
     assert again.provenance["sha256"] == whole.provenance["sha256"]
+
+
+@pytest.mark.parametrize("size", [{"batch": 1_000_000}, {"hidden": 100_000}, {"width": 1_000_000, "ring": 1_000_000}])
+def test_what_cannot_fit_is_refused_before_anything_is_made(store, size):
+    body = Pretraining(**{"source": 30, "rows": 900, "batch": 100, **size})
+    with pytest.raises(ValueError, match=r"needs about [\d,]+ GiB to train, and there are"):
+        learning.pretrain(body)
+
+
+def test_what_fits_is_not(store):
+    """The paper's network on the paper's rows: 1.4 GB of weights, moments and gradients, and as much of a batch."""
+    assert 2e9 < learning._bytes(Pretraining(layers=12, heads=12, hidden=768, width=100, rows=60, batch=64)) < 4e9

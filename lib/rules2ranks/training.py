@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -37,6 +38,21 @@ with contextlib.suppress(OSError, AttributeError):
 def device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_memory(needed: float, what: str) -> None:
+    """Refuse a training that cannot fit, before it begins.
+
+    Raises:
+        ValueError: it needs more bytes than the GPU, or else the machine, has in all.
+    """
+    if device().type == "cuda":
+        there = torch.cuda.get_device_properties(0).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        sizes = f"about {needed / 2**30:,.0f} GiB to train, and there are {there / 2**30:,.0f}"
+        raise ValueError(f"{what} needs {sizes}: a smaller batch, fewer rows or a smaller network would fit")
 
 
 def on_device(arrays: Iterable[np.ndarray]) -> tuple[Tensor, ...]:

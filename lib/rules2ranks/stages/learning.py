@@ -213,6 +213,7 @@ def pretrain(work: Path, given: Pretraining) -> dict:
     Metrics: `row_scores` of the validation, `crop_floor` (None where it is not defined), whether the rule was `learnt`
     and in how many `steps`, the root mean square of the blocks' matrices, the history. Files: `model.safetensors`.
     """
+    training.check_memory(_bytes(given), f"a network of {given.source}")
     model = untrained(given)
     checkpoint, label = work / CHECKPOINT, f"pretrain {given.source}"
     history = _learn(model, [given], lambda entry: _through(given, entry), checkpoint, label)
@@ -244,6 +245,14 @@ def side_by_side(body: Pretraining) -> int:
     # Twelve matrices of hidden × hidden a block are nearly all of a network.
     size = 12 * body.layers * body.hidden**2
     return max(1, min(TOGETHER["networks"], TOGETHER["parameters"] // size))
+
+
+def _bytes(body: Pretraining) -> float:
+    """What a step of training takes at least: weights, gradients, Adam's moments, and what blocks keep of a batch."""
+    # Of each row a block keeps some ten vectors for the way back, and the attention of its heads.
+    kept = body.layers * (10 * body.hidden + body.heads * body.rows) + 4 * body.width
+    parameters = 12 * body.layers * body.hidden**2 + 2 * body.width * body.hidden
+    return 4.0 * (4 * parameters + body.batch * body.rows * kept)
 
 
 def _pretrain_group(bodies: Sequence[Pretraining]) -> None:
