@@ -36,7 +36,7 @@ _CELLS = ListedColormap(["#FFFFFF", PALETTE["ink"]])
 
 def use_style() -> None:
     """Set the project's style for every figure that follows, and let the same data give the same picture."""
-    np.random.seed(0)  # seaborn's jitter draws from numpy's global generator
+    np.random.seed(0)  # noqa: NPY002 - seaborn's jitter draws from numpy's global generator
     sns.set_theme(context="notebook", style="ticks", palette=list(PALETTE.values()))
     mpl.rcParams.update(
         {
