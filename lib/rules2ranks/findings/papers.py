@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from rules2ranks import evaluation, published, tables
+from rules2ranks import evaluation, published, tables, tasks
 from rules2ranks.findings import bits, levels, mechanism, ranks, recoveries
 from rules2ranks.findings.compression import robustness
 from rules2ranks.findings.edge import COMPLEX, TASKS, baselines, how_learnt, learnt, lz76, scores, variants
@@ -95,7 +95,12 @@ def _complexity_rows(digits: int) -> list[Row]:
             rows += _hard_board_rows(lz76(list(y.index)), y, digits)
     y = variants()["chess"]
     how = f"frozen networks, engine games, {y.shape[0]} rules × {y.shape[1]} seeds, causal"
-    return [*rows, *_slope_rows("chess", f"r = {r['chess']:.{digits}f} (accuracy)", how, y, digits)]
+    chess = _slope_rows("chess", f"r = {r['chess']:.{digits}f} (accuracy)", how, y, digits)
+    guess, best = tasks.get("chess").baselines()["n-gram"], y.mean(axis=1).max()
+    if best < guess:  # what no network has learnt, no rule can teach better than another
+        why = f"no power: the best network has {best:.{digits}f} right, an n-gram {guess:.{digits}f}"
+        chess = [row | {"reading": why} for row in chess]
+    return [*rows, *chess]
 
 
 def _slope_rows(name: str, said: str, how: str, y: pd.DataFrame, digits: int) -> list[Row]:
