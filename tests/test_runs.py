@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -307,6 +308,28 @@ def test_others_may_read_what_the_umask_lets_them():
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+
+
+def test_changed_code_and_changed_data_are_told_and_a_changed_page_is_not(tmp_path, monkeypatch):
+    def git(*words):
+        who = ["-c", "user.name=someone", "-c", "user.email=someone@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True, check=True)
+
+    module, table, page = (tmp_path / name for name in ("lib/rules2ranks/runs.py", "data/table.csv", "README.md"))
+    for file in (module, table, page):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    monkeypatch.setattr(runs, "__file__", str(module))
+    commit = runs._commit.__wrapped__()
+    for file, said in ((page, commit), (module, f"{commit}-dirty"), (table, f"{commit}-dirty")):
+        file.write_text("2")
+        assert runs._commit.__wrapped__() == said
+        file.write_text("1")
+    (tmp_path / "data" / "new.csv").touch()
+    assert runs._commit.__wrapped__() == f"{commit}-dirty"
 
 
 def test_a_failed_run_leaves_no_result_and_the_next_goes_on_from_its_files():

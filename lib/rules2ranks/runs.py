@@ -182,7 +182,7 @@ def _inside(name: str) -> bool:
 
 @functools.cache
 def _commit() -> str:
-    """The commit of the code, `-dirty` where the library was changed since; 'unknown' outside a git checkout."""
+    """The commit of code and data, `-dirty` where either was changed since; 'unknown' outside a git checkout."""
     package = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -190,7 +190,8 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+        changed = git("status", "--porcelain", "--", ".", ":/data")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
