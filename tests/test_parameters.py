@@ -71,6 +71,7 @@ def test_metrics_and_figures_lie_in_a_folder_of_these_parameters():
     one.save(Figure(), "picture")
     one.finish({"loss": 0.5})
     assert json.loads((one.folder / "metrics.json").read_text()) == {"loss": 0.5}
+    assert json.loads((one.folder / "params.json").read_text()) == {**GIVEN, "seed": 1}
     assert (one.folder / "picture.png").read_bytes() == b"png"
     assert not other.folder.exists()
 

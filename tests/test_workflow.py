@@ -19,6 +19,8 @@ import digest
 import refresh
 import results
 import tolerances
+from rules2ranks import runs
+from rules2ranks.stages import parameters
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BINDER = "binder/environment.yml"
@@ -90,26 +92,109 @@ def test_clean_takes_out_what_differs_between_runs() -> None:
 # --- jobs -------------------------------------------------------------------------------------------------------
 
 
-def plan(runs: Path, profile: str = "fast") -> subprocess.CompletedProcess[str]:
-    """What Snakemake would do, from an empty runs folder."""
+def snakemake(place: Path, *words: str, profile: str = "fast") -> subprocess.CompletedProcess[str]:
+    """Snakemake's answer, with `place` as the runs folder."""
     snakefile = ["--snakefile", str(REPOSITORY / "workflow" / "Snakefile"), "--config", f"profile={profile}"]
     return subprocess.run(
-        ["snakemake", "--dry-run", "--cores", "2", *snakefile],
-        cwd=runs,
-        env={**os.environ, "RULES2RANKS_RUNS": str(runs)},
+        ["snakemake", *words, "--cores", "2", *snakefile],
+        cwd=place,
+        env={**os.environ, "RULES2RANKS_RUNS": str(place)},
         capture_output=True,
         text=True,
         timeout=120,
     )
 
 
-@pytest.mark.skipif(not shutil.which("snakemake"), reason="needs the environment that `make test` sets up on PATH")
+def plan(place: Path, profile: str = "fast") -> dict[str, str]:
+    """How often each notebook would run."""
+    run = snakemake(place, "--dry-run", profile=profile)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return dict(re.findall(r"^notebook_(\w+)\s+(\d+)$", run.stdout + run.stderr, re.M))
+
+
+def program(path: Path, text: str) -> None:
+    """A program that does what a shell makes of a text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(0o755)
+
+
+needs_snakemake = pytest.mark.skipif(
+    not shutil.which("snakemake"), reason="needs the environment that `make test` sets up on PATH"
+)
+
+
+@needs_snakemake
 @pytest.mark.parametrize("profile", ["fast", "laptop", "gpu"])
 def test_every_notebook_is_one_job(tmp_path: Path, profile: str) -> None:
-    run = plan(tmp_path, profile)
+    assert plan(tmp_path, profile) == dict.fromkeys(results.values(profile), "1")
+
+
+@pytest.fixture
+def walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Where each notebook of the fast profile wrote, after a walk of which only the files are real."""
+    monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path))
+    values = results.values("fast")
+    places = {name: parameters.folder(name, values[name]) for name in values}
+    for name in sorted(places, key=lambda name: (name in refresh.LAST and refresh.LAST.index(name) + 1, name)):
+        parameters.NOTEBOOKS[name](**values[name]).finish({"loss": 0.5})
+        for file in (f"{name}.ipynb", "picture.png", "exported/model.safetensors"):
+            (places[name] / file).parent.mkdir(exist_ok=True)
+            (places[name] / file).write_text("as it was")
+        results.seal(places[name])
+    return places
+
+
+@pytest.fixture
+def quick_papermill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A papermill that only copies the notebook, and writes what the notebook's end would."""
+    program(
+        tmp_path / "bin" / "papermill",
+        'cp "$1" "$2" && cd "${2%.ipynb}" && echo "{}" > params.json && echo \'{"loss": 0.25}\' > metrics.json',
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+
+@needs_snakemake
+def test_what_is_there_is_not_run_again_and_a_missing_notebook_is(tmp_path: Path, walked: dict[str, Path]) -> None:
+    assert plan(tmp_path) == {}
+    (walked["10_automata"] / "10_automata.ipynb").unlink()
+    assert plan(tmp_path) == dict.fromkeys(("10_automata", *refresh.LAST), "1")
+
+
+DAMAGE = {
+    "metrics torn": lambda folder: (folder / "metrics.json").write_text('{"loss":'),
+    "notebook torn": lambda folder: (folder / "10_automata.ipynb").write_text("as it"),
+    "notebook missing": lambda folder: (folder / "10_automata.ipynb").unlink(),
+    "picture missing": lambda folder: (folder / "picture.png").unlink(),
+    "model altered": lambda folder: (folder / "exported" / "model.safetensors").write_text("as it is"),
+    "checksums torn": lambda folder: (folder / "provenance.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_result_counts_as_not_run(damage: str, walked: dict[str, Path], capsys) -> None:
+    place = walked["10_automata"]
+    DAMAGE[damage](place)
+    results.forget_damaged()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(place) in line and line.endswith("10_automata counts as not run")
+    assert not (place / "metrics.json").exists() and not (place / "provenance.json").exists()
+    results.forget_damaged()
+    assert capsys.readouterr().err == ""
+    assert all((other / "metrics.json").exists() for other in walked.values() if other != place)
+
+
+@needs_snakemake
+def test_the_workflow_makes_a_damaged_result_again(
+    tmp_path: Path, walked: dict[str, Path], quick_papermill: None
+) -> None:
+    place = walked["10_automata"]
+    (place / "metrics.json").write_text('{"loss":')
+    run = snakemake(tmp_path, "notebook_10_automata")
     assert run.returncode == 0, run.stdout + run.stderr
-    jobs = dict(re.findall(r"^notebook_(\w+)\s+(\d+)$", run.stdout + run.stderr, re.M))
-    assert jobs == dict.fromkeys(results.values(profile), "1")
+    assert runs.load(place).metrics == {"loss": 0.25}
+    assert sorted(path.name for path in place.parent.iterdir()) == [place.name, f"{place.name}.log"]
 
 
 def test_an_unknown_profile_is_named_with_those_there_are() -> None:

@@ -44,7 +44,23 @@ def values(profile: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def main(profile: str) -> None:
+def seal(place: Path) -> None:
+    """Note the checksum of every file of a notebook that ran to its end, the executed notebook among them."""
+    runs.seal(place, {"notebook": place.parent.name})
+
+
+def forget_damaged() -> None:
+    """Make those notebooks run again whose files are no longer as they were noted, whatever profile they ran with."""
+    for note in sorted((runs.root() / "notebooks").glob("*/*/provenance.json")):
+        try:
+            runs.load(note.parent)
+        except ValueError as damage:
+            print(f"{damage}: {note.parents[1].name} counts as not run", file=sys.stderr)
+            for sign in (note.with_name("metrics.json"), note):
+                sign.unlink(missing_ok=True)
+
+
+def show(profile: str) -> None:
     """Print each executed notebook with its figures, then the scorecard."""
     top = runs.root() / "notebooks"
     print(f"\nExecuted notebooks and their figures, below {top}/")
@@ -59,4 +75,4 @@ def main(profile: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    {"seal": lambda place: seal(Path(place)), "show": show}[sys.argv[1]](sys.argv[2])

@@ -36,6 +36,7 @@ __all__ = [
     "key",
     "load",
     "root",
+    "seal",
     "sha256",
     "stage",
     "threads",
@@ -267,16 +268,20 @@ def find_or_make(name: str, params: Mapping[str, Any], versions: str, make: Call
         metrics = make(work)
         write_json(work / "params.json", params)
         write_json(work / "metrics.json", metrics)
-        sums = {}
-        for path in _files(work):
-            path.chmod(_READABLE & ~_umask())  # safetensors writes for its owner alone; a shared disk has others
-            sums[str(path.relative_to(work))] = sha256(path)
         seconds = round(time.monotonic() - begin, 2)
-        note = {"stage": name, "stage_versions": versions, "seconds": seconds, "resumed": resumed, **where()}
-        note |= {"sha256": sums}
-        write_json(work / "provenance.json", note | {"checksum": _checksum(note)})
+        seal(work, {"stage": name, "stage_versions": versions, "seconds": seconds, "resumed": resumed, **where()})
         os.replace(work, folder)
         return load(folder)
+
+
+def seal(folder: Path, note: Mapping[str, Any]) -> None:
+    """Write `provenance.json`: what is to be noted of a result, and the checksum of each of its files."""
+    sums = {}
+    for path in _files(folder):
+        path.chmod(_READABLE & ~_umask())  # safetensors writes for its owner alone; a shared disk has others
+        sums[str(path.relative_to(folder))] = sha256(path)
+    note = {**note, "sha256": sums}
+    write_json(folder / "provenance.json", note | {"checksum": _checksum(note)})
 
 
 def _load_or_none(folder: Path) -> Result | None:

@@ -68,6 +68,7 @@ class Notebook(runs.Params):
 
     def finish(self, metrics: Mapping[str, float | int | str]) -> None:
         """Write `metrics.json`, whole or not at all: the sign that the notebook came to its end."""
+        runs.write_json(self.folder / "params.json", self.model_dump(mode="json"))
         runs.write_json(self.folder / "metrics.json", dict(metrics))
 
 
