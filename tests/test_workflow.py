@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -195,6 +196,34 @@ def test_the_workflow_makes_a_damaged_result_again(
     assert run.returncode == 0, run.stdout + run.stderr
     assert runs.load(place).metrics == {"loss": 0.25}
     assert sorted(path.name for path in place.parent.iterdir()) == [place.name, f"{place.name}.log"]
+
+
+HOLDER = "import results, sys; lock = results.only_walk('fast'); print('walks', flush=True); sys.stdin.read()"
+
+
+@needs_snakemake
+def test_a_second_walk_is_told_of_the_first_and_a_killed_one_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_papermill: None
+) -> None:
+    monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path))
+    (tmp_path / ".progress").write_text("20\n")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLDER], cwd=REPOSITORY / "workflow", **pipes) as first:
+        assert first.stdout.readline() == b"walks\n"
+        second = snakemake(tmp_path, "notebook_10_automata")
+        first.kill()
+    assert second.returncode == 1
+    assert f"Another walk writes into {tmp_path}: process {first.pid} on " in second.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".progress", ".snakemake", ".walk", "bin"]
+    results.only_walk("fast").close()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "workflow" / "profiles").glob("*/config.yaml")), ids=lambda path: path.parts[-2]
+)
+def test_a_killed_walk_stops_no_other_on_any_machine(path: Path) -> None:
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert settings["nolock"] and settings["rerun-incomplete"]
 
 
 def test_an_unknown_profile_is_named_with_those_there_are() -> None:

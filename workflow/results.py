@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import platform
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -47,6 +51,27 @@ def values(profile: str) -> dict[str, dict[str, Any]]:
 def seal(place: Path) -> None:
     """Note the checksum of every file of a notebook that ran to its end, the executed notebook among them."""
     runs.seal(place, {"notebook": place.parent.name})
+
+
+def only_walk(profile: str) -> IO[str]:
+    """A lock on `runs/`, held as long as the file is open: the system lets it go with the process, however that ends.
+
+    Raises:
+        SystemExit: another walk goes on there; the message says which.
+    """
+    lock = (runs.root() / ".walk").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise SystemExit(
+            f"Another walk writes into {runs.root()}: {lock.read()}.\n"
+            "Wait for its end, or give this one a folder of its own in RULES2RANKS_RUNS."
+        ) from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}, profile {profile}, since {time.strftime('%H:%M, %d %B')}")
+    lock.flush()
+    return lock
 
 
 def forget_damaged() -> None:
