@@ -45,7 +45,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $(STAMP)
 
 reproduce: $(STAMP) ## run every notebook (PROFILE=fast: minutes on a laptop CPU); called again it goes on or does nothing
-	@$(RUN_ENV) workflow/reproduce $(PROFILE) $(CORES) "$(RUNS)"
+	@$(RUN_ENV) python workflow/reproduce.py $(PROFILE) $(CORES)
 
 test: $(STAMP) ## lint, unit tests, every notebook from scratch, its metrics and its committed outputs
 	@$(RUN_ENV) tests/run $(CORES)

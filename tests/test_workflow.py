@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -251,6 +254,78 @@ def test_a_profile_changes_the_fast_one(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "notebooks" / "10_automata.ipynb").unlink()
     with pytest.raises(ValueError, match="digits"):
         results.values("odd")
+
+
+# --- the walk as one process ------------------------------------------------------------------------------------
+
+# A Snakemake that starts a kernel, which has a session of its own, and waits for it.
+KERNEL = "import subprocess; k = subprocess.Popen(['sleep', '60'], start_new_session=True); print(k.pid, flush=True)"
+WAITING = f'{sys.executable} -c "{KERNEL}; k.wait()" & wait'
+
+
+def reproduce(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A walk with `place` as the runs folder, and with the programs in its `bin`."""
+    path = f"{place / 'bin'}:{os.environ['PATH']}"
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "workflow" / "reproduce.py"), *words],
+        env={**os.environ, "PATH": path, "RULES2RANKS_RUNS": str(place)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def walking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """A walk started by bash, as by make, whose kernel is running."""
+    program(tmp_path / "bin" / "snakemake", WAITING)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path))
+    monkeypatch.setenv("MAKELEVEL", "1")
+    command = f"{sys.executable} {REPOSITORY / 'workflow' / 'reproduce.py'} fast 2; exit $?"
+    with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as bash:
+        kernel = psutil.Process(int(bash.stdout.readline()))
+        yield bash
+        bash.kill()
+        for left in psutil.wait_procs([kernel], timeout=0)[1]:
+            left.kill()
+
+
+def family(bash: subprocess.Popen[bytes]) -> tuple[psutil.Process, list[psutil.Process]]:
+    """The walk's own process, and all that it started."""
+    (own,) = psutil.Process(bash.pid).children()
+    started = own.children(recursive=True)
+    assert len(started) == 3, "Snakemake, a job and its kernel"
+    return own, started
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_walk_that_is_ended_leaves_nothing_running(
+    walking: subprocess.Popen[bytes], number: signal.Signals, status: int
+) -> None:
+    own, started = family(walking)
+    own.send_signal(number)
+    assert walking.wait(timeout=10) == status
+    assert f"Stopped by {number.name} after ".encode() in walking.stderr.read()
+    assert not psutil.wait_procs(started, timeout=0)[1]
+
+
+def test_a_walk_that_fails_says_why_and_no_more(tmp_path: Path) -> None:
+    program(tmp_path / "bin" / "snakemake", "echo Building DAG of jobs...; echo why >&2; exit 3")
+    run = reproduce(tmp_path, "fast", "2")
+    assert (run.returncode, run.stdout) == (3, "why\n")
+    assert run.stderr.startswith("FAILED after ")
+
+
+def test_a_walk_ends_with_what_started_it(walking: subprocess.Popen[bytes]) -> None:
+    own, started = family(walking)
+    walking.kill()
+    assert not psutil.wait_procs([own, *started], timeout=10)[1]
+
+
+def test_a_walk_ends_when_nobody_reads_what_it_says(walking: subprocess.Popen[bytes]) -> None:
+    own, started = family(walking)
+    walking.stdout.close()
+    assert not psutil.wait_procs([own, *started], timeout=10)[1]
 
 
 # --- pins -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Knows which notebooks a profile runs, with which parameters, and where each of them wrote."""
+"""Knows which notebooks a profile runs, with which parameters, and whether what each of them wrote is whole.
+
+python workflow/results.py FOLDER     # notes the checksums of what a notebook wrote there
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,15 @@ from rules2ranks.stages import parameters
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def profiles() -> list[str]:
+    """The names of the profiles that there are."""
+    return sorted(path.stem for path in (REPOSITORY / "profiles").glob("*.yaml"))
+
+
 def _settings(profile: str) -> dict[str, Any]:
-    path = REPOSITORY / "profiles" / f"{profile}.yaml"
-    if not path.is_file():
-        others = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
-        raise ValueError(f"no profile {profile!r}; there are {others}")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    if profile not in profiles():
+        raise ValueError(f"no profile {profile!r}; there are {', '.join(profiles())}")
+    return yaml.safe_load((REPOSITORY / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8"))
 
 
 def values(profile: str) -> dict[str, dict[str, Any]]:
@@ -85,19 +91,5 @@ def forget_damaged() -> None:
                 sign.unlink(missing_ok=True)
 
 
-def show(profile: str) -> None:
-    """Print each executed notebook with its figures, then the scorecard."""
-    top = runs.root() / "notebooks"
-    print(f"\nExecuted notebooks and their figures, below {top}/")
-    scorecard = "none in this profile"
-    for name, checked in values(profile).items():
-        place = parameters.folder(name, checked)
-        figures = " ".join(path.name for path in sorted(place.glob("*.png"))) or "no figures"
-        print(f"  {place.relative_to(top)}/{name}.ipynb  {figures}")
-        if name == "90_scorecard":
-            scorecard = place / f"{name}.ipynb"
-    print(f"The scorecard: {scorecard}")
-
-
 if __name__ == "__main__":
-    {"seal": lambda place: seal(Path(place)), "show": show}[sys.argv[1]](sys.argv[2])
+    seal(Path(sys.argv[1]))
