@@ -2,23 +2,34 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-PYTHON   ?= python3
-CORES    ?= 2
-PROFILE  ?= fast
-EXTRAS   ?=
-PIP_ARGS ?=
+PYTHON    ?= python3
+CORES     ?= 2
+PROFILE   ?= fast
+EXTRAS    ?=
+PIP_ARGS  ?=
+NOTEBOOKS ?=
+# What a user says is never a part of a command, to make or to a shell: it reaches both as the value of a variable.
+SAID := PYTHON CORES PROFILE EXTRAS PIP_ARGS NOTEBOOKS
+$(foreach name,$(SAID),$(eval override $(name) := $$(value $(name))))
+export $(SAID)
 
 VENV := .venv
-BIN  := $(CURDIR)/$(VENV)/bin
+BIN  := $(VENV)/bin
 comma := ,
+empty :=
+space := $(empty) $(empty)
+ALLOWED := $(shell sed -n '/optional-dependencies/,/^\[tool/s/^\([a-z]*\) = .*/\1/p' pyproject.toml)
+ASKED := $(sort $(subst $(comma), ,$(EXTRAS)))
+ifneq ($(filter-out $(ALLOWED),$(ASKED)),)
+$(error EXTRAS takes some of $(ALLOWED), with commas between them, and not '$(EXTRAS)')
+endif
 # One stamp per set of extras: asking for more of them installs again.
-STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
+STAMP := $(VENV)/.installed$(if $(ASKED),-$(subst $(space),-,$(ASKED)))
 
 # One thread in everything that is compared; two notebooks or tests run side by side instead.
-RUN_ENV = PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
+RUN_ENV = PATH="$$PWD/$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
 	PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 JUPYTER_PREFER_ENV_PATH=1 \
 	$(if $(filter gpu,$(PROFILE)),,CUDA_VISIBLE_DEVICES=)
-RUNS := $(if $(RULES2RANKS_RUNS),$(RULES2RANKS_RUNS),$(CURDIR)/runs)
 
 .PHONY: help install reproduce test reference refresh bench lab clean
 
@@ -32,29 +43,29 @@ help: ## this list
 install: $(STAMP) ## make .venv and install the exact versions of requirements.txt into it
 
 $(STAMP): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "Python 3.11 or later is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo not there)."; \
-		echo "Name another one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.11"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Python 3.11 or later is needed; '$$PYTHON' is $$("$$PYTHON" --version 2>/dev/null || echo not there)."; \
+		echo "Name another one with PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || "$$PYTHON" -m venv $(VENV) || { \
 		echo "No virtual environment could be made; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "Installing into $(VENV): a few minutes the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $$PIP_ARGS -r requirements.txt
 	@# setuptools is pinned above, so the package itself is built without fetching anything.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements.txt \
-		--no-build-isolation -e ".$(if $(EXTRAS),[$(EXTRAS)])"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $$PIP_ARGS -c requirements.txt \
+		--no-build-isolation -e ".$(if $(ASKED),[$(subst $(space),$(comma),$(ASKED))])"
 	@touch $(STAMP)
 
 reproduce: $(STAMP) ## run every notebook (PROFILE=fast: minutes on a laptop CPU); called again it goes on or does nothing
-	@$(RUN_ENV) python workflow/reproduce.py $(PROFILE) $(CORES)
+	@$(RUN_ENV) python workflow/reproduce.py "$$PROFILE" "$$CORES"
 
 test: $(STAMP) ## lint, unit tests, every notebook from scratch, its metrics and its committed outputs
-	@$(RUN_ENV) tests/run $(CORES)
+	@$(RUN_ENV) tests/run "$$CORES"
 
 reference: $(STAMP) ## remake the tables in data/reference/ (goes on where it was stopped)
-	@$(RUN_ENV) python -m rules2ranks.tables --workers $(CORES)
+	@$(RUN_ENV) python -m rules2ranks.tables --workers "$$CORES"
 
 refresh: $(STAMP) ## execute the notebooks, write their outputs back without times and noise, renew README's tables
-	@$(RUN_ENV) python workflow/refresh.py $(NOTEBOOKS)
+	@$(RUN_ENV) python workflow/refresh.py $$NOTEBOOKS
 	@$(RUN_ENV) python workflow/readme.py
 
 bench: $(STAMP) ## measure kernels, training, recovery and what pruning saves, into data/reference/bench*.csv
@@ -65,7 +76,7 @@ bench: $(STAMP) ## measure kernels, training, recovery and what pruning saves, i
 	@$(RUN_ENV) python tests/bench/real.py
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
-	@PATH="$(BIN):$$PATH" jupyter lab --notebook-dir=notebooks
+	@PATH="$$PWD/$(BIN):$$PATH" jupyter lab --notebook-dir=notebooks
 
 clean: ## remove caches and the results of `make test`; your other results in runs/ and .venv stay
 	rm -rf runs/test .pytest_cache .ruff_cache .hypothesis .snakemake build *.egg-info lib/*.egg-info

@@ -27,6 +27,7 @@ from rules2ranks import runs
 from rules2ranks.stages import parameters
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 BINDER = "binder/environment.yml"
 
 
@@ -96,9 +97,11 @@ def test_clean_takes_out_what_differs_between_runs() -> None:
 # --- jobs -------------------------------------------------------------------------------------------------------
 
 
-def snakemake(place: Path, *words: str, profile: str = "fast") -> subprocess.CompletedProcess[str]:
+def snakemake(
+    place: Path, *words: str, profile: str = "fast", clone: Path = REPOSITORY
+) -> subprocess.CompletedProcess[str]:
     """Snakemake's answer, with `place` as the runs folder."""
-    snakefile = ["--snakefile", str(REPOSITORY / "workflow" / "Snakefile"), "--config", f"profile={profile}"]
+    snakefile = ["--snakefile", str(clone / "workflow" / "Snakefile"), "--config", f"profile={profile}"]
     return subprocess.run(
         ["snakemake", *words, "--cores", "2", *snakefile],
         cwd=place,
@@ -152,10 +155,8 @@ def walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 @pytest.fixture
 def quick_papermill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A papermill that only copies the notebook, and writes what the notebook's end would."""
-    program(
-        tmp_path / "bin" / "papermill",
-        'cp "$1" "$2" && cd "${2%.ipynb}" && echo "{}" > params.json && echo \'{"loss": 0.25}\' > metrics.json',
-    )
+    text = ('cp "$1" "$2"', 'cd "${2%.ipynb}"', 'printf "%s\\n" "$@" > words', "echo {} > params.json")
+    program(tmp_path / "bin" / "papermill", "\n".join([*text, "echo '{\"loss\": 0.25}' > metrics.json"]))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
 
 
@@ -232,6 +233,8 @@ def test_a_killed_walk_stops_no_other_on_any_machine(path: Path) -> None:
 def test_an_unknown_profile_is_named_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="no profile 'huge'; there are fast"):
         results.values("huge")
+    with pytest.raises(ValueError, match=r"no profile '\.\./profiles/fast'"):
+        results.values("../profiles/fast")
 
 
 def test_a_profile_changes_the_fast_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +329,81 @@ def test_a_walk_ends_when_nobody_reads_what_it_says(walking: subprocess.Popen[by
     own, started = family(walking)
     walking.stdout.close()
     assert not psutil.wait_procs([own, *started], timeout=10)[1]
+
+
+# --- whatever a user says, wherever the clone lies ------------------------------------------------------------
+
+HOSTILE = "it's {x} $y `touch hurt` $(shell touch hurt) $(touch hurt); touch hurt"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The repository in a folder of a strange name, with a virtual environment whose Python notes what it is told."""
+    clone = tmp_path / HOSTILE
+    for name in ("workflow", "profiles"):
+        shutil.copytree(REPOSITORY / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "pyproject.toml", "requirements.txt", "notebooks", "lib", "data"):
+        (clone / name).symlink_to(REPOSITORY / name)
+    program(clone / ".venv" / "bin" / "python", 'printf "%s\\n" "$@" >> words')
+    return clone
+
+
+def make(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`make` in the clone, with nothing of a make that runs these tests."""
+    run = subprocess.run(["make", *words], cwd=clone, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert not list(clone.rglob("hurt"))
+    return run
+
+
+def test_make_hands_on_what_it_is_told_and_runs_none_of_it(clone: Path) -> None:
+    (clone / ".venv" / ".installed").touch()
+    run = make(clone, "reproduce", f"PROFILE={HOSTILE}", "CORES=2; touch hurt")
+    assert run.returncode == 0, run.stderr
+    assert (clone / "words").read_text() == f"workflow/reproduce.py\n{HOSTILE}\n2; touch hurt\n"
+
+
+def test_make_installs_with_any_python_and_only_the_extras_that_there_are(clone: Path) -> None:
+    program(clone / "my python" / "python", "exit 0")
+    words = ["install", "PYTHON=my python/python", "PIP_ARGS=--pre; touch hurt"]
+    assert make(clone, *words, "EXTRAS=llm, chess").returncode == 0
+    told = (clone / "words").read_text()
+    assert told.count("--pre;\ntouch\nhurt\n") == 2 and told.endswith("-e\n.[chess,llm]\n")
+    assert (clone / ".venv" / ".installed-chess-llm").is_file()
+    for extras in ("chess; touch hurt", "chess `touch hurt`", "$(shell touch hurt)", "ches"):
+        refused = make(clone, *words, f"EXTRAS={extras}")
+        assert refused.returncode == 2 and f"EXTRAS takes some of {' '.join(EXTRAS)}, with " in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("../x", "2"), "There is no profile '../x'; there are: fast, gpu, laptop"),
+        (("fast; touch hurt", "2"), "There is no profile 'fast; touch hurt'; there are: "),
+        (("fast", "0"), "CORES must be a number of processor cores, not '0'"),
+        (("fast", "--unlock"), "CORES must be a number of processor cores, not '--unlock'"),
+    ],
+)
+def test_a_walk_refuses_what_it_cannot_do(tmp_path: Path, words: tuple[str, str], said: str) -> None:
+    run = reproduce(tmp_path, *words)
+    assert run.returncode == 2 and said in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@needs_snakemake
+def test_values_and_folders_reach_a_notebook_as_they_are(tmp_path: Path, clone: Path, quick_papermill: None) -> None:
+    (clone / "profiles" / "odd.yaml").write_text(
+        yaml.safe_dump({"36_your_own_model": {"model": HOSTILE, "data": "{x}"}})
+    )
+    place = tmp_path / f"runs of {HOSTILE}"
+    place.mkdir()
+    run = snakemake(place, "notebook_36_your_own_model", profile="odd", clone=clone)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (words,) = place.rglob("words")
+    told = words.read_text()
+    assert f"\n--cwd\n{clone / 'notebooks'}\n" in told
+    values = yaml.safe_load(told.partition("--parameters_yaml\n")[2].partition("\n\n")[0])
+    assert (values["model"], values["data"]) == (HOSTILE, "{x}")
+    assert not list(tmp_path.rglob("hurt"))
 
 
 # --- pins -------------------------------------------------------------------------------------------------------
