@@ -7,6 +7,7 @@ import pytest
 
 import readme
 import results
+from rules2ranks import findings
 
 TEXT = readme.README.read_text(encoding="utf-8")
 
@@ -16,7 +17,7 @@ def test_generated_parts_are_up_to_date():
 
 
 def test_a_changed_number_is_noticed():
-    changed = re.sub(r"RMSE \d\.\d", "RMSE 0.0", TEXT)
+    changed = TEXT.replace("| r = 0.35 (", "| r = 0.99 (")
     assert changed != TEXT
     assert readme.written(changed) == TEXT
     with pytest.raises(ValueError, match="scorecard"):
@@ -73,3 +74,11 @@ def test_the_library_examples_run(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "pruned" / "pruning.json").is_file()
     assert names["problem"].space.contains(names["result"].chosen.point) and len(names["result"].trials) == 3
     assert 0 < names["again"]["loss"] < 0.5
+
+
+def test_every_interval_among_the_answers_is_one_of_the_scorecard():
+    answers = TEXT.split("## What we found")[1].split("\n## ")[0]
+    intervals = re.findall(r"\[[-+]?\d+\.\d+, [-+]?\d+\.\d+\]", answers)
+    card = " ".join(findings.scorecard().here)
+    assert len(intervals) >= 6
+    assert not [each for each in intervals if each not in card]
