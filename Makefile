@@ -31,11 +31,11 @@ RUN_ENV = PATH="$$PWD/$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLA
 	PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 JUPYTER_PREFER_ENV_PATH=1 \
 	$(if $(filter gpu,$(PROFILE)),,CUDA_VISIBLE_DEVICES=)
 
-.PHONY: help install reproduce test reference refresh bench lab clean
+.PHONY: help install reproduce test test-slurm reference refresh bench lab clean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3.11] [CORES=2] [PROFILE=fast|laptop|gpu] [EXTRAS=llm,chess] [PIP_ARGS=...]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do \
 		printf '%-12s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo "PIP_ARGS goes to pip as it is: an index that holds the CPU build of PyTorch, for example."
@@ -61,6 +61,10 @@ reproduce: $(STAMP) ## run every notebook (PROFILE=fast: minutes on a laptop CPU
 test: $(STAMP) ## lint, unit tests, every notebook from scratch, its metrics and its committed outputs
 	@$(RUN_ENV) tests/run "$$CORES"
 
+test-slurm: ## two notebooks and a table as jobs of a Slurm cluster, started on this machine for it
+	@$(MAKE) --no-print-directory install EXTRAS=slurm
+	@$(RUN_ENV) tests/slurm/run
+
 reference: $(STAMP) ## remake the tables in data/reference/ (goes on where it was stopped)
 	@$(RUN_ENV) python -m rules2ranks.tables --workers "$$CORES"
 
@@ -78,6 +82,6 @@ bench: $(STAMP) ## measure kernels, training, recovery and what pruning saves, i
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@PATH="$$PWD/$(BIN):$$PATH" jupyter lab --notebook-dir=notebooks
 
-clean: ## remove caches and the results of `make test`; your other results in runs/ and .venv stay
-	rm -rf runs/test .pytest_cache .ruff_cache .hypothesis .snakemake build *.egg-info lib/*.egg-info
+clean: ## remove caches and the results of tests; your other results in runs/ and .venv stay
+	rm -rf runs/test runs/test-slurm .pytest_cache .ruff_cache .hypothesis .snakemake build *.egg-info lib/*.egg-info
 	find lib tests workflow -name __pycache__ -type d -prune -exec rm -rf {} +
