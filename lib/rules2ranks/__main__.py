@@ -54,19 +54,19 @@ def _show(stage: runs.Stage) -> int:
     for name, field in stage.Params.model_fields.items():
         value = field.get_default(call_default_factory=True)
         needed = "has to be given" if field.is_required() else f"default {value!r}"
-        print("  " + "; ".join(filter(None, (f"{name}: {_words(field.annotation)}", needed, field.description))))
+        print("  " + "; ".join(filter(None, (f"{name}: {in_words(field.annotation)}", needed, field.description))))
     return 0
 
 
-def _words(kind: Any) -> str:
+def in_words(kind: Any) -> str:
     """A type in words."""
     if get_origin(kind) is Annotated:
-        return _words(get_args(kind)[0])
+        return in_words(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
-        return " or ".join(map(_words, get_args(kind)))
+        return " or ".join(map(in_words, get_args(kind)))
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
-    inner = ", ".join(_words(part) for part in get_args(kind) if part is not ...)
+    inner = ", ".join(in_words(part) for part in get_args(kind) if part is not ...)
     name = getattr(kind, "__name__", str(kind)).replace("NoneType", "None")
     return f"{name} of {inner}" if inner else name
 

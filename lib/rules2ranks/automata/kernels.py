@@ -17,6 +17,7 @@ from rules2ranks.automata.rules import algebraic_normal_form
 
 Words = NDArray[np.uint64]
 
+#: What the cells beyond the edges are: see `simulate`.
 BOUNDARIES = ("periodic", "fixed0", "fixed1", "symmetric")
 _PERIODIC, _FIXED0, _FIXED1, _SYMMETRIC = range(4)
 

@@ -57,6 +57,7 @@ class Family:
         return self.attention.matrices + self.mlp.matrices
 
 
+#: All families; the first whose paths a layer has is taken.
 FAMILIES = [
     Family(
         "Llama-like",

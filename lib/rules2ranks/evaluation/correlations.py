@@ -28,6 +28,7 @@ from rules2ranks.evaluation.intervals import (
 )
 
 KINDS = ("spearman", "pearson")
+#: Which correlation: of ranks, or of the numbers as they are.
 Kind = Literal[*KINDS]
 
 # Of a side's variance: what the controls leave below this is rounding.

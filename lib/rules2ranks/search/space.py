@@ -15,6 +15,7 @@ from rules2ranks.configuration import Configuration
 from rules2ranks.search import knapsack
 from rules2ranks.search.knapsack import Floats, Integers
 
+#: The place of the option that each knob takes.
 Point = tuple[int, ...]
 
 #: Least share of the first budget: a point that uses less loses something by that alone.

@@ -12,4 +12,5 @@ from rules2ranks.recovery.methods.s2ft import S2FT
 
 ADAPTERS = (Lora(), Pissa(), Eva(), AdaLora(), LoftQ(), CLoQ())
 IN_PLACE = (S2FT(), DSEE(), HFT(), BitFit(), FPF())
+#: All methods, by the name that `Recovery.method` takes.
 METHODS: dict[str, Method] = {method.name: method for method in (*ADAPTERS, *IN_PLACE)}
