@@ -26,12 +26,25 @@ endif
 # One stamp per set of extras: asking for more of them installs again.
 STAMP := $(VENV)/.installed$(if $(ASKED),-$(subst $(space),-,$(ASKED)))
 
+SITE_VENV  := .venv-site
+SITE_STAMP := $(SITE_VENV)/.installed
+
 # One thread in everything that is compared; two notebooks or tests run side by side instead.
 RUN_ENV = PATH="$$PWD/$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
 	PYTHONHASHSEED=0 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 JUPYTER_PREFER_ENV_PATH=1 \
 	$(if $(filter gpu,$(PROFILE)),,CUDA_VISIBLE_DEVICES=)
 
-.PHONY: help install reproduce test test-slurm reference refresh bench lab clean
+# An environment, of a Python that is new enough: $(call new_venv,FOLDER)
+define new_venv
+@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "Python 3.11 or later is needed; '$$PYTHON' is $$("$$PYTHON" --version 2>/dev/null || echo not there)."; \
+	echo "Name another one with PYTHON=python3.11"; exit 1; }
+@test -x $(1)/bin/python || "$$PYTHON" -m venv $(1) || { \
+	echo "No virtual environment could be made; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+@echo "Installing into $(1): a few minutes the first time"
+endef
+
+.PHONY: help install reproduce test test-slurm reference refresh bench lab site clean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3.11] [CORES=2] [PROFILE=fast|laptop|gpu] [EXTRAS=llm,chess] [PIP_ARGS=...]"
@@ -43,12 +56,7 @@ help: ## this list
 install: $(STAMP) ## make .venv and install the exact versions of requirements.txt into it
 
 $(STAMP): requirements.txt pyproject.toml
-	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "Python 3.11 or later is needed; '$$PYTHON' is $$("$$PYTHON" --version 2>/dev/null || echo not there)."; \
-		echo "Name another one with PYTHON=python3.11"; exit 1; }
-	@test -x $(BIN)/python || "$$PYTHON" -m venv $(VENV) || { \
-		echo "No virtual environment could be made; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@echo "Installing into $(VENV): a few minutes the first time"
+	$(call new_venv,$(VENV))
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $$PIP_ARGS -r requirements.txt
 	@# setuptools is pinned above, so the package itself is built without fetching anything.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $$PIP_ARGS -c requirements.txt \
@@ -58,7 +66,7 @@ $(STAMP): requirements.txt pyproject.toml
 reproduce: $(STAMP) ## run every notebook (PROFILE=fast: minutes on a laptop CPU); called again it goes on or does nothing
 	@$(RUN_ENV) python workflow/reproduce.py "$$PROFILE" "$$CORES"
 
-test: $(STAMP) ## lint, unit tests, every notebook from scratch, its metrics and its committed outputs
+test: $(STAMP) ## lint, unit tests, every notebook from scratch, its metrics and committed outputs; the site
 	@$(RUN_ENV) tests/run "$$CORES"
 
 test-slurm: ## two notebooks and a table as jobs of a Slurm cluster, started on this machine for it
@@ -79,9 +87,17 @@ bench: $(STAMP) ## measure kernels, training, recovery and what pruning saves, i
 	@$(RUN_ENV) python tests/bench/pruning.py
 	@$(RUN_ENV) python tests/bench/real.py
 
+$(SITE_STAMP): site/requirements.txt requirements.txt
+	$(call new_venv,$(SITE_VENV))
+	@$(SITE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $$PIP_ARGS -r site/requirements.txt
+	@touch $(SITE_STAMP)
+
+site: $(SITE_STAMP) ## build the site, with all notebooks as they are committed, into build/site/html
+	@OMP_NUM_THREADS=1 $(SITE_VENV)/bin/python site/build.py
+
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@PATH="$$PWD/$(BIN):$$PATH" jupyter lab --notebook-dir=notebooks
 
-clean: ## remove caches and the results of tests; your other results in runs/ and .venv stay
+clean: ## remove caches and the results of tests; your other results in runs/ and the environments stay
 	rm -rf runs/test runs/test-slurm .pytest_cache .ruff_cache .hypothesis .snakemake build *.egg-info lib/*.egg-info
-	find lib tests workflow -name __pycache__ -type d -prune -exec rm -rf {} +
+	find lib tests workflow site -name __pycache__ -type d -prune -exec rm -rf {} +
