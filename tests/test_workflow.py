@@ -118,9 +118,10 @@ def test_a_profile_changes_the_fast_one(tmp_path: Path, monkeypatch: pytest.Monk
 # --- pins -------------------------------------------------------------------------------------------------------
 
 
-def pins() -> dict[str, Requirement]:
-    lines = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    found = [Requirement(line.partition("#")[0]) for line in lines if line.partition("#")[0].strip()]
+def pins(file: str = "requirements.txt") -> dict[str, Requirement]:
+    lines = (REPOSITORY / file).read_text(encoding="utf-8").splitlines()
+    stated = [line.partition("#")[0] for line in lines if not line.startswith("-c")]
+    found = [Requirement(line) for line in stated if line.strip()]
     return {canonicalize_name(requirement.name): requirement for requirement in found}
 
 
@@ -129,6 +130,13 @@ def test_every_requirement_is_pinned_exactly_and_comes_from_any_index() -> None:
         (pin,) = requirement.specifier
         assert pin.operator == "==" and "+" not in pin.version and "*" not in pin.version, name
         assert requirement.url is None, name
+
+
+def test_the_site_takes_the_versions_of_the_project_and_pins_what_else_it_needs() -> None:
+    assert "\n-c ../requirements.txt\n" in (REPOSITORY / "site" / "requirements.txt").read_text(encoding="utf-8")
+    for name, requirement in pins("site/requirements.txt").items():
+        assert (name in pins()) == (not requirement.specifier), name
+        assert all(pin.operator == "==" for pin in requirement.specifier), name
 
 
 def test_the_pins_fit_the_bounds_of_the_package() -> None:
