@@ -198,7 +198,7 @@ def test_the_seven_tasks_are_read_from_a_folder_laid_out_like_the_hub(seven, mon
     assert f"hf download allenai/openbookqa --repo-type dataset --local-dir {seven}" in str(told.value)
     with pytest.raises(ValueError, match="mmlu is a group of tasks: name the tasks in it"):
         benchmarks.load_tasks(["mmlu"], data_folder=seven)
-    with pytest.raises(ValueError, match=r"data_folder \S+none must be a folder"):
+    with pytest.raises(ValueError, match=r"data_folder .+none must be a folder"):
         benchmarks.load_tasks(["boolq"], data_folder=seven / "none")
 
 
@@ -267,7 +267,7 @@ def test_a_model_of_ones_own_is_measured_whole_pruned_and_recovered(of_ones_own,
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"task_folder": {"folder": "none"}}, r"there is no folder \S+none"),
+        ({"task_folder": {"folder": "none"}}, r"there is no folder .+none"),
         ({"tasks": []}, "parameter 'tasks' = .*: Tuple should have at least 1 item"),
         ({"fewshot": -1}, "parameter 'fewshot' = -1"),
         ({"of": {"pruned": {}, "rank": 2}}, "'of.recovered' = .* unknown parameter 'rank': did you mean 'ranks'"),

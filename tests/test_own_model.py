@@ -393,7 +393,7 @@ def test_a_base_is_told_by_its_names():
         ({"data": None}, r"parameter 'data' = None: Input should be a valid string"),
         (
             {"data": "none.json"},
-            r"data: there is no file \S+none\.json; alpaca-cleaned, for example, is had by: hf down",
+            r"data: there is no file .+none\.json; alpaca-cleaned, for example, is had by: hf down",
         ),
         ({"lenght": 64}, r"unknown parameter 'lenght': did you mean 'length'\? Allowed are model, data, length"),
         ({"dtype": "int8"}, r"parameter 'dtype' = 'int8': Input should be 'float32' or 'bfloat16'"),

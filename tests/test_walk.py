@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -165,7 +166,7 @@ def test_a_killed_walk_stops_no_other_on_any_machine(path: Path) -> None:
 
 # A Snakemake that starts a kernel, which has a session of its own, and waits for it.
 KERNEL = "import subprocess; k = subprocess.Popen(['sleep', '60'], start_new_session=True); print(k.pid, flush=True)"
-WAITING = f'{sys.executable} -c "{KERNEL}; k.wait()" & wait'
+WAITING = f'{shlex.quote(sys.executable)} -c "{KERNEL}; k.wait()" & wait'
 
 
 def reproduce(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -186,7 +187,7 @@ def walking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subproc
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path))
     monkeypatch.setenv("MAKELEVEL", "1")
-    command = f"{sys.executable} {REPOSITORY / 'workflow' / 'reproduce.py'} fast 2; exit $?"
+    command = shlex.join([sys.executable, str(REPOSITORY / "workflow" / "reproduce.py"), "fast", "2"]) + "; exit $?"
     with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as bash:
         kernel = psutil.Process(int(bash.stdout.readline()))
         yield bash
