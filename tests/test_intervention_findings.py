@@ -78,3 +78,11 @@ def test_complexity_needs_both_tests(plan):
         assert row.complexity == ("decides" if both else "not shown")
         assert row.scale == ("decides" if moved.holm["weight decay", name] < plan.level else "not shown")
         assert row.entropy == ("decides" if moved.holm["flips of .15", name] < plan.level else "not shown")
+
+
+def test_what_follows_the_change_of_linear_loss():
+    """By scipy's ranks; a rule that is a shift stays one, so nothing changes for it."""
+    assert interventions._linear(15, 3) == interventions._linear(15, 1) == 0
+    change = (interventions.outcomes("three steps")["share"] - interventions.outcomes()["share"]).mean(axis=1)
+    linear = [interventions._linear(rule, 3) - interventions._linear(rule, 1) for rule in change.index]
+    assert interventions.farther().estimate == pytest.approx(stats.spearmanr(linear, change).statistic)

@@ -3,11 +3,12 @@
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from rules2ranks import automata, complexity, tables
-from rules2ranks.findings import mechanism
+from rules2ranks.findings import edge, mechanism
 from rules2ranks.findings import plans as planned
 from rules2ranks.tables import plans
 
@@ -84,3 +85,11 @@ def test_orders_by_pandas_own_ranks(plan):
         margin = plans.read(mechanism.SIZES).margin
         assert row["the order"] == ("holds" if low > margin else "does not hold" if high < margin else "undecided")
     assert list(found.index) == list(plans.read(mechanism.SIZES).run["variants"])
+
+
+def test_functions_go_with_scores_as_pandas_says():
+    found, scores = mechanism.functions("reasoning-hard"), edge.scores("reasoning-hard").mean(axis=1)
+    sensitivity = scores.index.map(complexity.average_sensitivity)
+    by_hand = scores.corr(pd.Series(sensitivity, scores.index), method="spearman")
+    assert float(found.score["average sensitivity"].split()[0]) == pytest.approx(by_hand, abs=0.0051)
+    assert len(found) == len(mechanism.FUNCTION)

@@ -112,3 +112,11 @@ def test_the_floor_is_an_entropy_counted_on_windows():
 def test_a_crop_wider_than_its_ring_is_refused():
     with pytest.raises(ValueError, match="a crop of 50 cells does not fit on a ring of 20"):
         rows_of(110, 2, 50, 5, ring=20, every=1, seed=0)
+
+
+@pytest.mark.parametrize("flip", [0.05, 0.3])
+def test_a_floor_with_flips_is_their_entropy_where_cells_are_determined(flip):
+    """Rule 90's cell at an edge is a fair coin, turned over or not; all others are determined but for the turns."""
+    sure = -flip * math.log(flip) - (1 - flip) * math.log(1 - flip)
+    assert crop_floor(90, 20, flip=flip) == pytest.approx((2 * math.log(2) + 18 * sure) / 20, abs=1e-4)
+    assert crop_floor(30, 20, ring=20, flip=flip) == pytest.approx(sure)

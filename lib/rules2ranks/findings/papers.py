@@ -241,7 +241,7 @@ def _joint_rows(digits: int) -> list[Row]:
         low, high = (100 * both[bound][setting] for bound in ("low", "high"))
         here = f"{100 * share:.0f} % of the variance, {low:.1f} to {high:.1f} % of the loss in size"
         row = _row(f"Bits and ranks interact, uniform choices, {setting}", "claimed", here, "ranks 2 to 16")
-        rows.append(row | {"reading": "above zero" if both.p[setting] < plan.level else "interval includes zero"})
+        rows.append(row | {"reading": "above zero" if both.p[setting] < plan.level else "not shown"})
     return rows
 
 

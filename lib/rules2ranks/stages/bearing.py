@@ -1,7 +1,7 @@
 """The stage that asks how far a rule's network can be compressed before it loses more than is allowed."""
 
 import copy
-from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -109,19 +109,15 @@ def _mended(about: Subject, given: Limits, cut: nn.Module, whole: float) -> list
 def _where(about: Subject, given: Limits, cut: nn.Module, whole: float) -> dict[str, float]:
     """The loss above what it was with as many trained parameters in each part, to within one rank."""
     layers = decoders.shapes(cut).names
-    every, middle = [name for layer in layers for name in layer], len(layers) // 2
-    parts = {part: [name for name in every if word in name] for part, word in PARTS.items()}
-    parts |= zip(HALVES, ([*_flat(layers[:middle])], [*_flat(layers[middle:])]), strict=True)
+    middle = len(layers) // 2
+    parts = {part: [name for name in chain(*layers) if word in name] for part, word in PARTS.items()}
+    parts |= zip(HALVES, ([*chain(*layers[:middle])], [*chain(*layers[middle:])]), strict=True)
     budget = recovery.lora_parameters(cut, given.beside)
     found = {}
     for part, names in parts.items():
         rank = max(1, round(budget / recovery.lora_parameters(cut, dict.fromkeys(names, 1))))
         found[part] = _recovered(about, given, cut, dict.fromkeys(names, rank)) - whole
     return found
-
-
-def _flat(layers: Iterable[Iterable[str]]) -> Iterable[str]:
-    return (name for layer in layers for name in layer)
 
 
 def _recovered(about: Subject, given: Limits, cut: nn.Module, ranks: dict[str, int]) -> float:

@@ -147,14 +147,10 @@ def has_floor(body: Pretraining) -> bool:
     return body.width == body.ring or (body.every <= 5 and body.width >= automaton_rows.NEAR)
 
 
-@functools.lru_cache(maxsize=64)
-def _floor(source: Source, width: int, ring: int, every: int, flip: float) -> float:
-    return automaton_rows.crop_floor(source, width, ring=ring, every=every, flip=flip)
-
-
+@functools.lru_cache(maxsize=64)  # asked for at every evaluation
 def floor(body: Pretraining) -> float:
     """The loss, nats per cell, that no look at the last row alone can get below."""
-    return _floor(body.source, body.width, body.ring, body.every, body.flip)
+    return automaton_rows.crop_floor(body.source, body.width, ring=body.ring, every=body.every, flip=body.flip)
 
 
 def row_loss(model: nn.Module, windows: Tensor, flip: float = 0.0) -> Tensor:
@@ -242,16 +238,19 @@ def pretrain_together(bodies: Sequence[Pretraining], at_once: int | None = None)
 
 def side_by_side(body: Pretraining) -> int:
     """How many networks of this size train at once on a GPU."""
-    # Twelve matrices of hidden × hidden a block are nearly all of a network.
-    size = 12 * body.layers * body.hidden**2
-    return max(1, min(TOGETHER["networks"], TOGETHER["parameters"] // size))
+    return max(1, min(TOGETHER["networks"], TOGETHER["parameters"] // _numbers(body)))
+
+
+def _numbers(body: Pretraining) -> int:
+    """Nearly all parameters of a network: twelve matrices of hidden × hidden a block."""
+    return 12 * body.layers * body.hidden**2
 
 
 def _bytes(body: Pretraining) -> float:
     """What a step of training takes at least: weights, gradients, Adam's moments, and what blocks keep of a batch."""
     # Of each row a block keeps some ten vectors for the way back, and the attention of its heads.
     kept = body.layers * (10 * body.hidden + body.heads * body.rows) + 4 * body.width
-    parameters = 12 * body.layers * body.hidden**2 + 2 * body.width * body.hidden
+    parameters = _numbers(body) + 2 * body.width * body.hidden
     return 4.0 * (4 * parameters + body.batch * body.rows * kept)
 
 

@@ -30,11 +30,12 @@ def fresh_rules(settings: FreshRules, workers: int) -> tuple[dict[str, Rows], fl
     """A row a network: what it is worth elsewhere, and how it learnt; and its curve under pruning."""
     rules = sorted({*settings.rules, *settings.complex_rules})
     taught = [pretraining(rule, seed, settings.pretrain) for rule in rules for seed in settings.seeds]
-    asked = [{"body": each, "seed": each.seed, **settings.downstream} for each in taught]
-    pruned = [{"base": each, "seed": each.seed, **settings.fragility} for each in taught]
+    # What is wrong with these is told before anything is trained.
+    served = stage_jobs("downstream", [{"body": each, "seed": each.seed, **settings.downstream} for each in taught])
+    pruned = stage_jobs("fragility", [{"base": each, "seed": each.seed, **settings.fragility} for each in taught])
     learnt = pretrainings(taught, workers)
-    results = measure(stage_jobs("downstream", asked), workers, "downstream task")
-    fallen = measure(stage_jobs("fragility", pruned), workers, "pruning the models of rules")
+    results = measure(served, workers, "downstream task")
+    fallen = measure(pruned, workers, "pruning the models of rules")
     rows = [
         {"rule": each.source, **downstream_row(result)} | {f"pretrain_{name}": known.metrics[name] for name in LEARNT}
         for each, result, known in zip(taught, results, learnt, strict=True)

@@ -30,10 +30,10 @@ def interventions(settings: Interventions, workers: int) -> tuple[dict[str, Rows
         for seed in settings.seeds
     ]
     bodies = [body for _, body in asked]
-    borne = [{"base": body, "seed": body.seed, **settings.limits} for body in bodies]
-    stage_jobs("limits", borne)  # what is wrong with them is told before anything is trained
+    # What is wrong with the limits is told here, before anything is trained.
+    jobs = stage_jobs("limits", [{"base": body, "seed": body.seed, **settings.limits} for body in bodies])
     learnt = pretrainings(bodies, workers)
-    found = measure(stage_jobs("limits", borne), workers, "what networks bear")
+    found = measure(jobs, workers, "what networks bear")
     rows = [
         {"condition": name, "rule": body.source, "seed": body.seed, **_learnt(one), **_borne(two)}
         for (name, body), one, two in zip(asked, learnt, found, strict=True)

@@ -59,7 +59,7 @@ def pretrainings(bodies: Sequence[runs.Params | dict[str, Any]], workers: int) -
     from rules2ranks.stages import learning
 
     asked = [learning.Pretraining.check(body) for body in bodies]
-    if training.device().type == "cuda":  # six processes with networks of 12 layers of 768 fill one
+    if training.device().type == "cuda":
         learning.pretrain_together([body for body in asked if learning.side_by_side(body) > 1])
     return measure(stage_jobs("pretrain", asked), workers, "pretraining")
 
