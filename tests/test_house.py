@@ -12,6 +12,7 @@ FLOORS = [
         "automata",
         "calibration",
         "configuration",
+        "cpu",
         "decoders",
         "figures",
         "gpt2",

@@ -248,8 +248,8 @@ def train(
             run.step(batch, loss, seed)
             if after_step:
                 after_step(run.history.steps)
-            run.look()
-            bar.set_postfix(_shown(run.history), refresh=False)
+            if run.look():
+                bar.set_postfix(_shown(run.history), refresh=False)
             bar.update()
             if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 run.save(checkpoint)
@@ -295,24 +295,28 @@ class _Run:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.schedule.bf16):
             value = loss(self.model, batch(step))
         self.optimiser.zero_grad(set_to_none=True)
-        if not torch.isfinite(value).all():
-            raise FloatingPointError(f"the loss is {value.tolist()} at step {step}: a lower learning rate may help")
+        seen = value.tolist()
+        if not np.isfinite(seen).all():
+            raise FloatingPointError(f"the loss is {seen} at step {step}: a lower learning rate may help")
         value.sum().backward()
         if isinstance(self.model, Together):
             self.model.clip_gradients(CLIP)
         else:
             nn.utils.clip_grad_norm_(self.trained.values(), CLIP)
         self.optimiser.step()
-        self.losses.append(value.tolist())
+        self.losses.append(seen)
         self.history.steps = step + 1
 
-    def look(self) -> None:
-        """Note the mean loss and the scores where they are due."""
-        if self.history.steps % self.log_every == 0:
+    def look(self) -> bool:
+        """Note the mean loss and the scores where they are due; whether any was."""
+        mean_due = self.history.steps % self.log_every == 0
+        scores_due = self.watch.evaluate and self.history.steps % self.every == 0
+        if mean_due:
             self.history.loss.append(self._mean_loss())
             self.losses.clear()
-        if self.watch.evaluate and self.history.steps % self.every == 0:
+        if scores_due:
             self.history.evaluations.append(self._scores())
+        return bool(mean_due or scores_due)
 
     def _mean_loss(self) -> tuple[int, Any]:
         return self.history.steps, np.mean(self.losses, axis=0).tolist()

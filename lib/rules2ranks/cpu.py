@@ -1,0 +1,93 @@
+"""Two things that torch computes slowly on a CPU, computed faster: products of float32 matrices, and GPT-2's GELU.
+
+Both give torch's numbers to rounding, decide themselves where they help, and are torch's own elsewhere: on a GPU, in
+other types, under autocast and `torch.vmap`. Gradients can be taken once, not of gradients.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_ONEDNN = torch.backends.mkldnn.is_available()
+# GELU by tanh (Hendrycks and Gimpel 2016) is x σ(u) with u = x (a + b x²), as (1 + tanh z) / 2 = σ(2z).
+_A = math.sqrt(8 / math.pi)
+_B = 0.044715 * _A
+
+
+def _helps(*tensors: Tensor) -> bool:
+    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() for t in tensors)
+    return plain and not torch.is_autocast_enabled("cpu")
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x @ weight + bias: (…, inputs), (inputs, outputs) and (outputs,) give (…, outputs).
+
+    On a CPU torch multiplies by MKL, which leaves AVX-512 unused on processors that are not Intel's and is half as fast
+    there as oneDNN, which torch holds as well.
+    """
+    if _ONEDNN and _helps(x, weight):
+        return _Affine.apply(x, weight, bias)
+    return F.linear(x, weight.T, bias)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """`F.gelu(x, approximate="tanh")`, by the logistic function, which torch computes several times as fast as tanh."""
+    return _Gelu.apply(x)[0] if _helps(x) else F.gelu(x, approximate="tanh")
+
+
+def _times(x: Tensor, transposed: Tensor, bias: Tensor | None = None) -> Tensor:
+    # torch has no public name for a product by oneDNN: this op is the one that its compiler uses.
+    return torch.ops.mkldnn._linear_pointwise(x, transposed, bias, "none", [], "")
+
+
+class _Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return _times(x, weight.T, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        flat = dy.reshape(-1, dy.shape[-1])
+        return (
+            _times(flat, weight).view(x.shape) if of_x else None,
+            _times(x.reshape(-1, x.shape[-1]).T, flat.T) if of_weight else None,
+            flat.sum(0) if of_bias else None,
+        )
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+        return torch.vmap(lambda x, weight, bias: F.linear(x, weight.T, bias), dims)(*inputs), 0
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        logistic = torch.addcmul(x.new_tensor(_A), x, x, value=_B).mul_(x).sigmoid_()
+        return x * logistic, logistic
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(inputs[0], output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> Tensor:
+        x, logistic = ctx.saved_tensors
+        slope = torch.addcmul(x.new_tensor(_A), x, x, value=3 * _B).mul_(x)
+        return torch.ops.aten.sigmoid_backward(slope, logistic).add_(logistic).mul_(dy)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None], x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int | None, None]]:
+        return (F.gelu(x, approximate="tanh"), x.new_empty(0)), (dims[0], None)
