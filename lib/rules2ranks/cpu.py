@@ -9,27 +9,43 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import pytorch_utils
 
 _ONEDNN = torch.backends.mkldnn.is_available()
 # GELU by tanh (Hendrycks and Gimpel 2016) is x σ(u) with u = x (a + b x²), as (1 + tanh z) / 2 = σ(2z).
 _A = math.sqrt(8 / math.pi)
 _B = 0.044715 * _A
+#: Multiplications that a product must have for oneDNN to be worth the way to it.
+_WORTH = 2**22
 
 
-def _helps(*tensors: Tensor) -> bool:
-    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() for t in tensors)
-    return plain and not torch.is_autocast_enabled("cpu")
+class Linear(nn.Linear):
+    """torch's linear layer by `affine`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return affine(x, self.weight.T, self.bias)
+
+
+class Conv1D(pytorch_utils.Conv1D):
+    """transformers' linear layer (weight inputs × outputs) by `affine`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return affine(x, self.weight, self.bias)
+
+
+def _helps(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x @ weight + bias: (…, inputs), (inputs, outputs) and (outputs,) give (…, outputs).
 
     On a CPU torch multiplies by MKL, which leaves AVX-512 unused on processors that are not Intel's and is half as fast
-    there as oneDNN, which torch holds as well.
+    there as oneDNN, which torch holds as well. Small products are left to it.
     """
-    if _ONEDNN and _helps(x, weight):
+    if _ONEDNN and _helps(x) and x.numel() * weight.shape[1] >= _WORTH:
         return _Affine.apply(x, weight, bias)
     return F.linear(x, weight.T, bias)
 

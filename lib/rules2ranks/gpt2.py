@@ -8,7 +8,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from rules2ranks import cpu
 
@@ -19,13 +18,6 @@ Mask = Literal["causal", "published"]
 _STD = 0.02  # of initial weights, in GPT-2
 
 
-class Affine(Conv1D):
-    """transformers' `Conv1D`, x @ weight + bias, faster on a CPU (see `cpu.affine`)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cpu.affine(x, self.weight, self.bias)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention. Gives what it mixed, `(B, T, hidden)`, and its weights, `(B, heads, T, T)`.
 
@@ -34,7 +26,7 @@ class Attention(nn.Module):
 
     def __init__(self, hidden: int, heads: int):
         super().__init__()
-        self.c_attn, self.c_proj = Affine(3 * hidden, hidden), Affine(hidden, hidden)
+        self.c_attn, self.c_proj = cpu.Conv1D(3 * hidden, hidden), cpu.Conv1D(hidden, hidden)
         self.head_dim = hidden // heads
 
     def forward(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +41,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, hidden: int):
         super().__init__()
-        self.c_fc, self.c_proj = Affine(4 * hidden, hidden), Affine(hidden, 4 * hidden)
+        self.c_fc, self.c_proj = cpu.Conv1D(4 * hidden, hidden), cpu.Conv1D(hidden, 4 * hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(cpu.gelu(self.c_fc(x)))

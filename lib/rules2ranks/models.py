@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from rules2ranks import checkpoints
+from rules2ranks import checkpoints, cpu
 from rules2ranks.decoders import causal_lm, check_architecture, skeleton
 from rules2ranks.gpt2 import Blocks, Mask
 
@@ -60,8 +60,8 @@ class RowGPT(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.body = Blocks(layers, heads, hidden, rows, mask)
-            self.input = nn.Linear(inputs, hidden)
-            self.output = nn.Linear(hidden, outputs)
+            self.input = cpu.Linear(inputs, hidden)
+            self.output = cpu.Linear(hidden, outputs)
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.output(self.body(self.input(rows)))
@@ -91,8 +91,8 @@ class TaskGPT(nn.Module):
         width = cells * classes if board_input == "one-hot" else cells
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.input = nn.Linear(width, body.hidden) if kind == "boards" else nn.Embedding(classes, body.hidden)
-            self.output = nn.Linear(body.hidden, cells * classes if kind == "boards" else classes)
+            self.input = cpu.Linear(width, body.hidden) if kind == "boards" else nn.Embedding(classes, body.hidden)
+            self.output = cpu.Linear(body.hidden, cells * classes if kind == "boards" else classes)
             body.lengthen(length)
         self.body = body
 
