@@ -35,6 +35,7 @@ MAKERS: dict[str, Maker] = {
     "compression": compression.compression,
     "fresh_rules": fresh_rules.fresh_rules,
     "sizes": edge.sizes,
+    "chess": edge.chess,
     "interventions": interventions.interventions,
     "recovery_rates": recoveries.recovery_rates,
     "rank_adaptor": ranks.rank_adaptor,

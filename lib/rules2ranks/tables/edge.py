@@ -93,6 +93,12 @@ def sizes(settings: EdgeAblations, workers: int) -> tuple[dict[str, Rows], float
     return {"sizes": [row for row, _ in rows]}, seconds
 
 
+def chess(settings: EdgeAblations, workers: int) -> tuple[dict[str, Rows], float]:
+    """Thirty rules at chess, with all weights trained, so that networks are better than an n-gram."""
+    rows, seconds = _variants(settings, workers)
+    return {"chess": [row for row, _ in rows]}, seconds
+
+
 def _variants(settings: EdgeAblations, workers: int) -> tuple[list[tuple[dict[str, Any], runs.Result]], float]:
     """A row for each network of each variant, with what it was made from; the seconds that all took."""
     asked = [(name, each) for name, variant in settings.variants.items() for each in _variant(settings, variant)]
