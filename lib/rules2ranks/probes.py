@@ -87,3 +87,49 @@ def epiplexity(losses: Sequence[tuple[int, float]], end: float) -> float:
         raise ValueError(f"steps must rise from entry to entry, got {steps[1:].tolist()}")
     excess = np.array([loss for _, loss in losses]) - end
     return float((np.diff(steps) * excess).sum() / np.log(2))
+
+
+def residuals(model: nn.Module, rows: Tensor) -> Tensor:
+    """What a `models.RowGPT` carries from block to block, for rows `(B, T, W)`: `(layers + 1, B, T, hidden)`.
+
+    First what goes into the first block, then what each block makes of it.
+    """
+    caught: list[Tensor] = []
+    blocks = model.body.h
+    hooks = [blocks[0].register_forward_pre_hook(lambda module, given: caught.append(given[0]))]
+    hooks += [block.register_forward_hook(lambda module, given, made: caught.append(made)) for block in blocks]
+    try:
+        with torch.no_grad():
+            model(rows)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(caught)
+
+
+def read_off(
+    features: ArrayLike, answer: ArrayLike, groups: ArrayLike, *, folds: int = 4, ridge: float = 1e-3
+) -> float:
+    """How well a yes or no can be read off features by a linear function: balanced accuracy, 0 to 1, chance 0.5.
+
+    `features` (n, p) and `answer` (n,) bool. The function is fitted by least squares, both answers with equal weight
+    and the features standardised, with a penalty of `ridge`; on some `groups` (n,), and tested on the others: group g
+    is in fold g mod `folds`, so that none is in both. NaN where an answer is missing from a fold's fit or test.
+    """
+    x, y, groups = np.asarray(features, np.float64), np.asarray(answer, bool), np.asarray(groups)
+    right = np.zeros((folds, 2))
+    for fold in range(folds):
+        test = groups % folds == fold
+        sides = [np.flatnonzero(part & side) for part in (~test, test) for side in (y, ~y)]
+        if not all(map(len, sides)):
+            return float("nan")
+        fit = np.concatenate(sides[:2])
+        weight = np.repeat([0.5 / len(side) for side in sides[:2]], [len(side) for side in sides[:2]])[:, None]
+        mean = (weight * x[fit]).sum(0)
+        spread = np.sqrt((weight * (x[fit] - mean) ** 2).sum(0)) + 1e-9
+        z = (x - mean) / spread
+        sign = np.where(y, 1.0, -1.0)
+        gram = z[fit].T @ (weight * z[fit]) + ridge * np.eye(x.shape[1])
+        direction = np.linalg.solve(gram, z[fit].T @ (weight[:, 0] * sign[fit]))
+        right[fold] = [np.mean(z[side] @ direction * sign[side] > 0) for side in sides[2:]]
+    return float(right.mean())

@@ -7,6 +7,7 @@ HOMES = {
     "pretrain": "learning",
     "downstream": "transfer",
     "inspect": "inspecting",
+    "in_context": "contexts",
     "language": "language_suite",
     "prune": "compressing",
     "levels": "cutting",
