@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from rules2ranks import complexity, evaluation, tables
+from rules2ranks import complexity, evaluation, tables, tasks
 from rules2ranks.findings import compression, edge
 from rules2ranks.tables import plans
 
 TABLE = "fresh_rules"
 #: Twenty of these rules in other networks, and the variant that the others are compared with.
 SIZES, SHIPPED = "sizes", "2 layers of 64"
+#: Thirty rules at chess, all weights trained.
+CHESS = "chess"
 #: The variant that is scored by its steps, not by its accuracy.
 STEPS = "steps to 80 %"
 #: What a rule is as a function of its neighbourhood, as `complexity.MEASURES` calls it.
@@ -134,6 +136,50 @@ def classes() -> pd.Series:
             "kinds": len(kinds),
         }
     )
+
+
+def chess() -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
+    """Chess with all weights trained: accuracy of networks that learnt a rule, a row a rule and a column a seed; the
+    plan's tests, a row a measure; and beside them the mean accuracy of what learnt rules, learnt coins or learnt
+    nothing, and the n-gram's.
+
+    `rho` with its `interval`, and `holm`; the `difference` of the ten rules where the measure is highest and the ten
+    where it is lowest, and the verdict. Where networks are no better than the n-gram on the mean, it is "no power".
+    """
+    table, plan = tables.read(CHESS).table, plans.read(CHESS)
+    taught = table[~table.source.isin(["coin", "none"])].assign(rule=lambda t: t.source.astype(int))
+    scores = taught.pivot(index="rule", columns="seed", values="accuracy").loc[plan.run["rules"]]
+    beside = table.groupby(table.source.where(table.source.isin(["coin", "none"]), "a rule")).accuracy.mean()
+    beside["n-gram"] = tasks.get("chess").baselines()["n-gram"]
+    about, rows = measured(tuple(scores.index)), {}
+    for name in (LZ76, LINEAR):
+        found = evaluation.correlation(about[name], scores)
+        order = about[name].sort_values(kind="stable").index
+        difference = _ten_against_ten(scores, order)
+        rows[name] = {"rho": f"{found:.2f}", "interval": found[:3], "p": found.p, "difference": difference}
+    tests = pd.DataFrame.from_dict(rows, orient="index")
+    tests["holm"] = evaluation.holm(tests.p)
+    decides = (tests.holm < plan.level) & (tests.interval.str[0] > 0)
+    none = [abs(each.low) < plan.margin and abs(each.high) < plan.margin for each in tests.difference]
+    verdict = np.select([decides, none], ["decides", "makes no difference"], default="undecided")
+    powerful = scores.to_numpy().mean() > beside["n-gram"]
+    shown = [f"{each:.4f}" for each in tests.difference]
+    return scores, tests.assign(difference=shown, verdict=verdict if powerful else "no power"), beside
+
+
+def _ten_against_ten(scores: pd.DataFrame, order: pd.Index, resamples: int = 10_000) -> evaluation.Interval:
+    """Mean score of the last ten rules less that of the first ten, with a 90 % interval: rules drawn again within each
+    ten, and for all of them the same seeds.
+    """
+    generator = np.random.Generator(np.random.Philox(0))
+    low, high = (scores.loc[part].to_numpy() for part in (order[:10], order[-10:]))
+    seeds = generator.integers(0, low.shape[1], (resamples, 1, low.shape[1]))
+    ends = []
+    for part in (high, low):
+        rows = generator.integers(0, len(part), (resamples, len(part), 1))
+        ends.append(part[rows, seeds].mean((1, 2)))
+    draws = ends[0] - ends[1]
+    return evaluation.Interval(high.mean() - low.mean(), *np.quantile(draws, [0.05, 0.95]))
 
 
 def orders() -> pd.DataFrame:

@@ -1,14 +1,14 @@
 """The papers' numbers beside ours, one question a row: what the scorecard, the README and their notebooks share."""
 
 import functools
-from typing import Any
 
 import pandas as pd
 
 from rules2ranks import evaluation, published, tables, tasks
-from rules2ranks.findings import bits, interventions, levels, mechanism, ranks, recoveries
+from rules2ranks.findings import bits, causes, levels, ranks, recoveries
 from rules2ranks.findings.compression import robustness
 from rules2ranks.findings.edge import COMPLEX, TASKS, baselines, how_learnt, learnt, lz76, scores, variants
+from rules2ranks.findings.rows import Row, criterion, entry
 from rules2ranks.tables import plans
 
 #: The settings of `rank_adaptor` whose rows stand in README: the paper's question, and where ranks matter most.
@@ -33,9 +33,6 @@ def _paper(name: str, quantity: str, setting: str) -> float:
     return table[(table.quantity == quantity) & (table.setting == setting)].value.item()
 
 
-Row = dict[str, Any]
-
-
 def scorecard(digits: int = 2, front: bool = False) -> pd.DataFrame:
     """The papers' numbers beside ours, one question a row; what was not reproduced says so. `front`: only the ten rows
     that answer the questions, as README has them.
@@ -48,26 +45,17 @@ def scorecard(digits: int = 2, front: bool = False) -> pd.DataFrame:
 
 @functools.cache  # some seconds of resampling
 def _card(digits: int) -> pd.DataFrame:
-    rows = [*_complexity_rows(digits), *_fresh_rows(digits), *_rank_rows(digits), *_bit_rows(digits)]
+    rows = [
+        *_complexity_rows(digits),
+        *causes.fresh_rows(digits),
+        *causes.chess_rows(digits),
+        *_rank_rows(digits),
+        *_bit_rows(digits),
+    ]
     rows += [*_joint_rows(digits), *_level_rows(digits), *_within_bytes_rows(digits), *_real_rows(digits)]
-    rows += [*_mending_rows(digits), *_robustness_rows(digits), *_cause_rows(digits)]
+    rows += [*_mending_rows(digits), *_robustness_rows(digits), *causes.cause_rows(digits)]
+    rows += causes.lens_rows(digits)
     return pd.DataFrame(rows).set_index("question")
-
-
-def _row(
-    question: str, paper: str, here: str, how: str = "", interval: tuple | None = None, front: bool = False
-) -> Row:
-    """`interval` (estimate, low, high) gives the reading: on which side of zero all of it lies, if on one."""
-    reading = ""
-    if interval is not None:
-        reading = "above zero" if interval[1] > 0 else "below zero" if interval[2] < 0 else "interval includes zero"
-    return {"question": question, "paper": paper, "here": here, "reading": reading, "how, here": how, "front": front}
-
-
-def _criterion(question: str, here: str, how: str, met: bool, front: bool = False) -> Row:
-    """A row for what was to be shown, as stated before the runs."""
-    row = _row(f"Criterion: {question}", "not asked", here, how, front=front)
-    return row | {"reading": "met" if met else "not met"}
 
 
 def _complexity_rows(digits: int) -> list[Row]:
@@ -76,7 +64,7 @@ def _complexity_rows(digits: int) -> list[Row]:
     error = ((lz76(list(theirs.index)) - theirs) ** 2).mean() ** 0.5
     span = f"{theirs.min():.0f} to {theirs.max():.0f} phrases"
     how = "LZ76, 100 cells × 11 rows, 20 starts"
-    rows = [_row(f"Lempel-Ziv complexity of {len(theirs)} rules", span, f"the same within RMSE {error:.1f}", how)]
+    rows = [entry(f"Lempel-Ziv complexity of {len(theirs)} rules", span, f"the same within RMSE {error:.1f}", how)]
     r = {name: _paper("edge_of_chaos", "Pearson r with Lempel-Ziv complexity", name) for name in
          ("reasoning hard", "reasoning easy", "chess")}  # fmt: skip
     said = {
@@ -109,7 +97,7 @@ def _slope_rows(name: str, said: str, how: str, y: pd.DataFrame, digits: int) ->
     for kind, symbol, theirs in (("pearson", "Pearson r", said), ("spearman", "Spearman ρ", "")):
         found = evaluation.correlation(x, y, kind=kind)
         asked, front = f"{symbol} of complexity and score, {name}", kind == "pearson" and name != TASKS["nim"]
-        rows.append(_row(asked, theirs, f"{found:.{digits}f}", how, found[:3], front))
+        rows.append(entry(asked, theirs, f"{found:.{digits}f}", how, found[:3], front))
     return rows
 
 
@@ -120,44 +108,22 @@ def _hard_board_rows(x: pd.Series, y: pd.DataFrame, digits: int) -> list[Row]:
     for kind, symbol, said in (("pearson", "Pearson r", theirs), ("spearman", "Spearman ρ", "")):
         found = evaluation.correlation(x[x > COMPLEX], y[x > COMPLEX], kind=kind)
         question = f"{symbol} of complexity and score, hard boards, complex rules only"
-        rows.append(_row(question, said, f"{found:.{digits}f}", f"{found.n} rules", found[:3]))
+        rows.append(entry(question, said, f"{found:.{digits}f}", f"{found.n} rules", found[:3]))
     left, lines = evaluation.partial_correlation(x, y, how_learnt()), evaluation.two_lines(x, y)
     best, scratch = y.mean(axis=1).max(), baselines("reasoning-hard")["trained from scratch"]
     given = "hard boards, given how well a rule was learnt and the scale of the weights, ρ above zero"
     falls = f"the right slope has p = {lines.p_fall:.{digits}f}, {lines.n_right} rules"
     return [
         *rows,
-        _criterion(given, f"{left:.{digits}f}", f"partial Spearman, {left.n} rules", left.low > 0, front=True),
-        _criterion("hard boards, a rise and then a fall", falls, "two-lines test", lines.sweet_spot),
-        _row(
+        criterion(given, f"{left:.{digits}f}", f"partial Spearman, {left.n} rules", left.low > 0, front=True),
+        criterion("hard boards, a rise and then a fall", falls, "two-lines test", lines.sweet_spot),
+        entry(
             "Hard boards right at step 400, cells as numbers: best frozen network; all weights trained",
             "no such baseline",
             f"{best:.{digits}f}; {scratch:.{digits}f}",
             "means of seeds",
         ),
     ]
-
-
-def _fresh_rows(digits: int) -> list[Row]:
-    """What was found after the fact on the 88, tested on rules that were not looked at; the order in other networks."""
-    rows = []
-    for (measure, outcome), row in mechanism.confirmed().iterrows():
-        other = mechanism.LINEAR if measure == mechanism.LZ76 else mechanism.LZ76
-        asked = f"Spearman ρ of {measure} and {outcome}, {other} held fixed, 76 fresh rules"
-        how = f"three new seeds; p = {row.holm:.{digits}g} by Holm over four; without {other}: {row.rho}"
-        said = _row(asked, "not asked", row["given the other"], how, front=outcome == mechanism.BOARDS)
-        rows.append(said | {"reading": row.verdict})
-    lines, kinds = mechanism.two_lines(), mechanism.classes()
-    falls = f"rise p = {lines.p_rise:.{digits}g}, fall p = {lines.p_fall:.{digits}g}"
-    rows.append(_criterion("40 rules of classes III and IV, a rise and then a fall", falls, "", lines.sweet_spot))
-    both = f"IV {kinds['class IV']:.{digits}f}, III {kinds['class III']:.{digits}f}; p = {kinds.p:.{digits}f}"
-    better = kinds.p < plans.read(mechanism.TABLE).level and kinds.difference > 0
-    rows.append(_criterion("class IV above class III", both, f"{kinds.kinds:.0f} kinds of rules", better))
-    for name, row in mechanism.orders().drop(mechanism.SHIPPED).iterrows():
-        asked = f"The order of rules on hard boards is that of {mechanism.SHIPPED}: {name}"
-        said = _row(asked, "not asked", row[f"ρ with {mechanism.SHIPPED}"], "20 fresh rules × 2 seeds")
-        rows.append(said | {"reading": row["the order"]})
-    return rows
 
 
 def _rank_rows(digits: int) -> list[Row]:
@@ -175,7 +141,7 @@ def _rank_rows(digits: int) -> list[Row]:
             paper = _rank_paper(digits) if (name, unit) == ("RankAdaptor", "layers") else "no such comparison"
             how = f"half removed, 0.5 M parameters, seven symbolic tasks; {sizes}"
             front = name == "RankAdaptor" and setting in FRONT
-            rows.append(_row(asked, paper, here, how, front=front) | {"reading": row.verdict or "not tested"})
+            rows.append(entry(asked, paper, here, how, front=front) | {"reading": row.verdict or "not tested"})
     return sorted(rows, key=lambda row: not row["question"].startswith("RankAdaptor")) + _recovery_rows()
 
 
@@ -208,7 +174,7 @@ def _bit_rows(digits: int) -> list[Row]:
             against = plan.baseline.get(setting, ranks.UNIFORM)
             asked = f"{name} against {BESIDE[against]}, {setting} a number"
             text = ranks.percent(found.loc[[(setting, name)]]).item()
-            rows.append(_row(asked, _bit_paper(digits), f"loss {text} %", how) | {"reading": row.verdict})
+            rows.append(entry(asked, _bit_paper(digits), f"loss {text} %", how) | {"reading": row.verdict})
     return sorted(rows, key=lambda row: not row["question"].startswith("RankAdaptor"))
 
 
@@ -228,19 +194,19 @@ def _joint_rows(digits: int) -> list[Row]:
     for (setting, name), text in ranks.percent(tested).items():
         asked = f"{name} against the best uniform bits and rank, {setting}"
         paper = "better than bits first, then ranks" if name == "AutoQRA" else "no such comparison"
-        rows.append(_row(asked, paper, f"loss {text} %", how) | {"reading": tested.verdict[setting, name]})
+        rows.append(entry(asked, paper, f"loss {text} %", how) | {"reading": tested.verdict[setting, name]})
     close = bits.close_to_full()
     for setting, text in ranks.percent(close).items():
         alike = close.equivalence[setting] < plan.level
         here = f"loss {text} % of {close.against[setting]}; p of equivalence {close.equivalence[setting]:.{digits}g}"
         asked = f"AutoQRA close to full precision at the memory of uniform 4 bits, {setting}"
-        row = _row(asked, "close (abstract)", here, how)
+        row = entry(asked, "close (abstract)", here, how)
         rows.append(row | {"reading": "equivalent" if alike else "not shown"})
     both = bits.interactions(trained=True)
     for setting, share in both.together.items():
         low, high = (100 * both[bound][setting] for bound in ("low", "high"))
         here = f"{100 * share:.0f} % of the variance, {low:.1f} to {high:.1f} % of the loss in size"
-        row = _row(f"Bits and ranks interact, uniform choices, {setting}", "claimed", here, "ranks 2 to 16")
+        row = entry(f"Bits and ranks interact, uniform choices, {setting}", "claimed", here, "ranks 2 to 16")
         rows.append(row | {"reading": "above zero" if both.p[setting] < plan.level else "not shown"})
     return rows
 
@@ -254,12 +220,12 @@ def _level_rows(digits: int) -> list[Row]:
     how, rows = "share removed of 0.5 M parameters; LoRA of rank 2 at the best of three rates, fresh seeds", []
     for (setting, name), text in ranks.percent(tested).items():
         asked = f"{name} against divergences of single parts added up, {setting}"
-        row = _row(asked, paper if name == "DarwinLM" else "no such comparison", f"loss {text} %", how)
+        row = entry(asked, paper if name == "DarwinLM" else "no such comparison", f"loss {text} %", how)
         rows.append(row | {"reading": tested.verdict[setting, name]})
     pairs = levels.trained_or_not()
     for (setting, start), text in ranks.percent(pairs).items():
         asked = f"DarwinLM: judged after training against as cut, from {start}, {setting}"
-        row = _row(
+        row = entry(
             asked, "better", f"loss {text} %", how, tuple(pairs.loc[(setting, start), ["estimate", "low", "high"]])
         )
         rows.append(row)
@@ -273,12 +239,12 @@ def _real_rows(digits: int) -> list[Row]:
     how = "Gemma 3 270M, vocabulary of English docstrings; LoRA of rank 8 at the best of three rates, three fresh seeds"
     rows = []
     for (setting, name), text in ranks.percent(tested).items():
-        row = _row(f"{name} against uniform, Gemma, {setting}", "no such comparison", f"loss {text} %", how)
+        row = entry(f"{name} against uniform, Gemma, {setting}", "no such comparison", f"loss {text} %", how)
         rows.append(row | {"reading": tested.verdict[setting, name]})
     for setting, row in levels.orders_alike().iterrows():
         here = f"ρ = {row.rho:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
         asked = f"The order of ways on Gemma is that of the small Llama, {setting} and {row.small}"
-        rows.append(_row(asked, "not asked", here, f"{row.choices} ways", (row.rho, row.low, row.high)))
+        rows.append(entry(asked, "not asked", here, f"{row.choices} ways", (row.rho, row.low, row.high)))
     return rows
 
 
@@ -291,10 +257,10 @@ def _mending_rows(digits: int) -> list[Row]:
             row = found.loc[(setting, way)]
             here = f"loss {text} %, {row.parameters:,.0f} trained parameters"
             asked = f"{SYSTEMS[way]} against LoRA of rank 2, {setting}"
-            said = _row(asked, papers[way], here, f"{seeds} fresh seeds, each way at its best of four rates")
+            said = entry(asked, papers[way], here, f"{seeds} fresh seeds, each way at its best of four rates")
             rows.append(said | {"reading": row.verdict if way in tested else "beside, not tested"})
     why = "a setting of a search here, shown on few trainings in notebook 38"
-    return rows + [_row(name, papers[name], "its claim is not tested here", why) for name in ("AutoPEFT", "LLaMA-NAS")]
+    return rows + [entry(name, papers[name], "its claim is not tested here", why) for name in ("AutoPEFT", "LLaMA-NAS")]
 
 
 def _mending_papers(digits: int) -> dict[str, str]:
@@ -328,13 +294,13 @@ def _within_bytes_rows(digits: int) -> list[Row]:
     how, rows = f"bytes of half removed, 4 bits and rank 2; {sizes}", []
     for (setting, name), text in ranks.percent(tested).items():
         asked = f"Levels, bits and ranks, {name}, against one width and one rank for all, {setting}"
-        rows.append(_row(asked, "not asked", f"loss {text} %", how) | {"reading": tested.verdict[setting, name]})
+        rows.append(entry(asked, "not asked", f"loss {text} %", how) | {"reading": tested.verdict[setting, name]})
     pairs = levels.joint_or_in_turn()
     for setting, text in ranks.percent(pairs).items():
         interval = tuple(pairs.loc[setting, ["estimate", "low", "high"]])
         asked = f"Levels, bits and ranks: one search against one after the other, {setting}"
         why = f"{how}; the turns begin with an adapter everywhere and never come to the simplest choice"
-        rows.append(_row(asked, "not asked", f"loss {text} %", why, interval))
+        rows.append(entry(asked, "not asked", f"loss {text} %", why, interval))
     return rows
 
 
@@ -345,7 +311,7 @@ def _recovery_rows() -> list[Row]:
         mean = part.groupby("way", sort=False).loss.mean()
         here = "; ".join(f"{name} {loss:.3g}" for name, loss in mean.sort_values().items())
         question = f"Loss after recovery, {setting}, each way at its best rate and length"
-        rows.append(_row(question, "no such comparison", here, f"{part.seed.nunique()} seeds, mean rank 2"))
+        rows.append(entry(question, "no such comparison", here, f"{part.seed.nunique()} seeds, mean rank 2"))
     return rows
 
 
@@ -358,28 +324,10 @@ def _robustness_rows(digits: int) -> list[Row]:
     left = evaluation.partial_correlation(x, area, scale)
     given, few = f"{question}, given the scale of the weights", f"partial, {left.n} rules"
     return [
-        _row(question, "not asked", f"{found:.{digits}f}", how, found[:3], front=True),
-        _row(f"{question}, complex rules only", "not asked", f"{within:.{digits}f}", f"{within.n} rules", within[:3]),
-        _row(given, "not asked", f"{left:.{digits}f}", few, left[:3]),
+        entry(question, "not asked", f"{found:.{digits}f}", how, found[:3], front=True),
+        entry(f"{question}, complex rules only", "not asked", f"{within:.{digits}f}", f"{within.n} rules", within[:3]),
+        entry(given, "not asked", f"{left:.{digits}f}", few, left[:3]),
     ]
-
-
-def _cause_rows(digits: int) -> list[Row]:
-    """What decides how far a network can be compressed, by changing one thing within each rule."""
-    over, moved, found = interventions.over_rules(), interventions.within_rules(), interventions.verdict()
-    rows = []
-    for outcome, verdict in found.iterrows():
-        for condition, what in interventions.TESTED.items():
-            change = moved.loc[(condition, outcome)]
-            here = f"{change.estimate:+.{digits}f} [{change.low:+.{digits}f}, {change.high:+.{digits}f}]"
-            if what == "complexity":
-                here += f"; ρ of LZ76 given the others {over.partial[outcome]}"
-            asked = f"Criterion: {what} decides what networks bear, {outcome}"
-            how = f"change by {condition} within 24 rules × 4 seeds, at one excess"
-            front = (outcome, what) == ("share", "complexity")
-            row = _row(asked, "not asked", here, how, front=front)
-            rows.append(row | {"reading": "met" if verdict[what] == "decides" else "not met"})
-    return rows
 
 
 def markdown(table: pd.DataFrame) -> str:
