@@ -27,7 +27,7 @@ exclude_patterns = ["README.md"]  # parts of it are included in pages
 
 nb_execution_mode = "off"
 nb_merge_streams = True
-nb_custom_formats = {".ipynb": ["hooks.folded", {}, False]}
+nb_custom_formats = {".ipynb": ["hooks.read", {}, False]}
 nb_code_prompt_show = "Show the code"
 nb_code_prompt_hide = "Hide the code"
 nb_ipywidgets_js = {}  # no widget is stored, and its scripts would come from another host

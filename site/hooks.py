@@ -1,4 +1,4 @@
-"""What a page changes in what is committed: badges, links out of the site, folded code, formulas, docstrings."""
+"""What a page changes in what is committed: badges, links, folded code, pictures in words, formulas, docstrings."""
 
 from __future__ import annotations
 
@@ -97,13 +97,23 @@ def mathml(writer: HTML5Translator, node: nodes.math | nodes.math_block) -> None
 # --- notebooks --------------------------------------------------------------------------------------------------
 
 
-def folded(text: str) -> nbformat.NotebookNode:
-    """A notebook whose set-up and drawing is folded away, to be opened by who wants it."""
+def read(text: str) -> nbformat.NotebookNode:
+    """A notebook whose set-up and drawing is folded away, to be opened by who wants it; pictures have words."""
     notebook = nbformat.reads(text, as_version=4)
     for cell in notebook.cells:
+        if picture := described(cell):
+            cell.metadata["mystnb"] = {"image": picture}
         if cell.cell_type == "code" and (sets_up(cell.source) or draws(cell)):
             cell.metadata.setdefault("tags", []).append("hide-input")
     return notebook
+
+
+def described(cell: nbformat.NotebookNode) -> dict[str, str]:
+    """What a picture shows, in the words of the cell that draws it, and how wide it is meant to be."""
+    told = {"alt": cell.metadata["alt"]} if "alt" in cell.metadata else {}
+    sizes = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
+    wide = {f"{size['width']}px" for size in sizes if "width" in size}
+    return told | ({"width": wide.pop()} if len(wide) == 1 else {})
 
 
 def sets_up(source: str) -> bool:

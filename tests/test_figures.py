@@ -4,9 +4,12 @@ import matplotlib
 
 matplotlib.use("agg")
 
+import math
+
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -46,6 +49,39 @@ def test_every_class_has_its_colour_and_only_those_that_occur_a_legend(ax):
     figures.by_class(ax, [1, 2, 3], [1, 2, 3], [2, 4, 4])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["II periodic", "IV complex"]
     assert len(set(figures.CLASS_COLOURS.values())) == 4
+
+
+def test_a_table_is_told_in_words_and_loses_nothing():
+    frame = pd.DataFrame(
+        {
+            "n": [14734, -2],
+            "loss_mean": [0.00012, 12345.678],
+            "p": [0.0, math.nan],
+            "said": ["as it is", None],
+            "met": [True, False],
+            "growth": [math.inf, -math.inf],
+        },
+        index=pd.Index(["taylor2", "l1"], name="importance"),
+    )
+    said = figures.table(frame, {"n": "trained parameters", "taylor2": "second order", "importance": "score"}, {"p": 1})
+    assert list(said) == ["trained parameters", "loss mean", "p", "said", "met", "growth"]
+    assert said.index.tolist() == ["second order", "l1"] and said.index.name == "score"
+    assert said.T.to_numpy().tolist() == [
+        ["14,734", "−2"],
+        ["0.0001", "12,345.678"],
+        ["0.0", ""],
+        ["as it is", ""],
+        ["yes", "no"],
+        ["∞", "−∞"],
+    ]
+
+
+def test_a_table_of_several_levels_is_told_at_each_of_them():
+    frame = pd.DataFrame({("a_b", "c"): [1.0]}, index=pd.MultiIndex.from_tuples([("x_y", 1)], names=["u_v", "w"]))
+    said = figures.table(frame, {"c": "loss (nats)"}, digits=1)
+    assert said.columns.tolist() == [("a b", "loss (nats)")]
+    assert said.index.tolist() == [("x y", 1)] and list(said.index.names) == ["u v", "w"]
+    assert said.iloc[0, 0] == "1.0"
 
 
 def test_live_draws_again_at_every_change():

@@ -14,6 +14,7 @@ FLOORS = [
         "configuration",
         "cpu",
         "decoders",
+        "diagrams",
         "figures",
         "gpt2",
         "parameters",

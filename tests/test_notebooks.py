@@ -106,6 +106,16 @@ def test_it_was_run_from_top_to_bottom_and_shows_its_outputs(path: Path) -> None
 
 
 @each
+def test_every_picture_is_told_in_words_too(path: Path) -> None:
+    """The words stand in the metadata of the cell that draws, as `alt`: one or two sentences on what is to be seen."""
+    for cell in cells(path):
+        drawn = any("image/png" in output.get("data", {}) for output in cell.outputs)
+        alt = cell.metadata.get("alt", "")
+        assert bool(alt) == drawn, cell.source.splitlines()[0]
+        assert not drawn or (40 <= len(alt) <= 500 and alt.endswith(".")), alt
+
+
+@each
 def test_no_error_warning_or_absolute_path_is_shown(path: Path) -> None:
     assert not [output for output in outputs(path) if output.output_type == "error"]
     assert not [output for output in outputs(path) if output.get("name") == "stderr"]
@@ -121,7 +131,7 @@ def test_no_rows_of_a_table_are_left_out(path: Path) -> None:
 @each
 def test_nothing_that_differs_between_two_runs_is_stored(path: Path) -> None:
     for cell in nbformat.read(path, as_version=4).cells:
-        assert set(cell.metadata) <= {"tags"}, "times of execution and the like: `make refresh` takes them out"
+        assert set(cell.metadata) <= {"tags", "alt"}, "times of execution and the like: `make refresh` takes them out"
         assert set(cell.metadata.get("tags", [])) <= TAGS
     for cell in tagged(path, "nbval-ignore-output"):
         assert not cell.outputs, "what is not the same twice is not stored: `make refresh` takes it out"

@@ -68,7 +68,7 @@ def test_clean_takes_out_what_differs_between_runs() -> None:
     notebook = new_notebook("# Title", "print(1)")
     notebook.metadata = nbformat.from_dict({"papermill": {"duration": 1.2}, "kernelspec": {"name": "mine"}})
     code = notebook.cells[1]
-    code.metadata = nbformat.from_dict({"execution": {"iopub.status.busy": "now"}, "tags": ["chosen"]})
+    code.metadata = nbformat.from_dict({"execution": {"iopub.status.busy": "now"}, "tags": ["chosen"], "alt": "A 1."})
     kept = [output("stream", name="stdout", text="1\n"), output("display_data", data={"text/plain": "a figure"})]
     widget = output("display_data", data={refresh.WIDGET: {"model_id": "f00"}, "text/plain": "HBox()"})
     code.outputs = [*kept, output("stream", name="stderr", text="12%"), widget]
@@ -77,7 +77,7 @@ def test_clean_takes_out_what_differs_between_runs() -> None:
 
     cleaned = refresh.clean(notebook)
     assert cleaned.metadata == refresh.METADATA
-    assert cleaned.cells[1].metadata == {"tags": ["chosen"]}
+    assert cleaned.cells[1].metadata == {"tags": ["chosen"], "alt": "A 1."}
     assert cleaned.cells[1].outputs == kept
     assert cleaned.cells[2].outputs == []
     nbformat.validate(cleaned)

@@ -27,6 +27,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python", "version": "3.11"},
 }
+KEPT = ("tags", "alt")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -40,12 +41,13 @@ def lasting(output: NotebookNode) -> bool:
 def clean(notebook: NotebookNode) -> NotebookNode:
     """Take out, in place, all that differs between two runs of the same code.
 
-    Cells tagged `nbval-ignore-output` (times, interactive parts) keep no outputs; of the metadata only the tags stay.
+    Cells tagged `nbval-ignore-output` (times, interactive parts) keep no outputs; of the metadata only the tags stay,
+    and what a picture shows, in words.
     """
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        cell.metadata = nbformat.from_dict({name: cell.metadata[name] for name in KEPT if cell.metadata.get(name)})
         if cell.cell_type == "code":
             same = "nbval-ignore-output" not in tags
             cell.outputs = [output for output in cell.outputs if same and lasting(output)]
