@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import tomllib
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 import digest
 import refresh
@@ -81,6 +86,21 @@ def test_clean_takes_out_what_differs_between_runs() -> None:
     assert cleaned.cells[1].outputs == kept
     assert cleaned.cells[2].outputs == []
     nbformat.validate(cleaned)
+
+
+def test_a_stored_picture_is_smaller_and_looks_the_same() -> None:
+    fig, ax = plt.subplots(dpi=200)
+    ax.imshow(np.random.default_rng(0).random((9, 9)))
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png")
+    plt.close(fig)
+    drawn = base64.b64encode(buffer.getvalue()).decode()
+    stored = refresh.small(drawn)
+    assert len(stored) < 0.6 * len(drawn)
+    before, after = (Image.open(io.BytesIO(base64.b64decode(each))).convert("RGB") for each in (drawn, stored))
+    assert before.size == after.size
+    assert np.abs(np.asarray(before, int) - np.asarray(after, int)).max() < 30
+    assert refresh.small(stored) == stored
 
 
 # --- profiles ---------------------------------------------------------------------------------------------------
