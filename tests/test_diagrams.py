@@ -79,7 +79,9 @@ def test_what_a_group_takes_has_the_area_of_its_parameters():
     taken = [patch for patch in ax.patches if isinstance(patch, Rectangle) and patch.get_facecolor() == (*red, 1)]
     sizes = [patch.get_width() * patch.get_height() / scale**2 for patch in taken]
     assert np.allclose(sizes[:4], [2048, 1024, 1024, 2048])  # q, k, v, o: 6144 of notebook 30
-    assert len(sizes) == 7  # a channel, one row or column thick, is drawn thicker so that it can be seen
+    assert (
+        len(sizes) == 4 + 3 + 1
+    )  # and the key; a channel, one row or column thick, is drawn thicker so that it can be seen
 
 
 def test_a_mask_is_coloured_by_the_attention_that_it_leaves():

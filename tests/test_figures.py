@@ -67,12 +67,12 @@ def test_a_table_is_told_in_words_and_loses_nothing():
     assert list(said) == ["trained parameters", "loss mean", "p", "said", "met", "growth"]
     assert said.index.tolist() == ["second order", "l1"] and said.index.name == "score"
     assert said.T.to_numpy().tolist() == [
-        ["14,734", "−2"],
+        ["14,734", "-2"],
         ["0.0001", "12,345.678"],
         ["0.0", ""],
         ["as it is", ""],
         ["yes", "no"],
-        ["∞", "−∞"],
+        ["∞", "-∞"],
     ]
 
 

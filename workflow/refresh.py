@@ -67,7 +67,9 @@ def small(picture: str) -> str:
     if drawn.mode == "P":
         return picture
     buffer = io.BytesIO()
-    drawn.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    # Not by how often colours occur, Pillow's default: that takes a few orange dots for yellow.
+    few = drawn.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(buffer, "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode() + "\n"
 
 

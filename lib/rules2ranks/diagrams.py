@@ -18,8 +18,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from rules2ranks.figures import PALETTE, spacetime
 
 WIDTH = 6.0
-#: What is trained and what stays as it was, in every picture.
-TRAINED, FROZEN = PALETTE["orange"], PALETTE["grey"]
+#: What is trained, what stays as it was, and what goes, in every picture.
+TRAINED, FROZEN, GONE = PALETTE["orange"], PALETTE["grey"], PALETTE["red"]
 
 
 class Part(NamedTuple):
@@ -59,13 +59,13 @@ def _say(ax: Axes, x: float, y: float, text: str, **how: str | float) -> None:
     ax.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": 11, "color": PALETTE["ink"], **how})
 
 
-def _matrix(ax: Axes, x: float, y: float, wide: float, high: float, colour: str) -> None:
-    ax.add_patch(Rectangle((x, y), wide, high, facecolor=(colour, 0.3), edgecolor=colour, linewidth=1.2))
+def _matrix(ax: Axes, x: float, y: float, wide: float, high: float, colour: str, filled: float = 0.3) -> None:
+    ax.add_patch(Rectangle((x, y), wide, high, facecolor=(colour, filled), edgecolor=colour, linewidth=1.2))
 
 
 def _key(ax: Axes, y: float, stays: str = "frozen", changes: str = "trained", colour: str = TRAINED) -> None:
     for x, shade, text in ((1.2, FROZEN, stays), (3.4, colour, changes)):
-        _matrix(ax, x, y - 0.08, 0.28, 0.16, shade)
+        _matrix(ax, x, y - 0.08, 0.28, 0.16, shade, 1 if shade == GONE else 0.3)
         _say(ax, x + 0.38, y, text, ha="left")
 
 
@@ -155,7 +155,7 @@ def pruned_group(hidden: int, head_dim: int, groups: int, shared: int, channels:
     _side_by_side(ax, f"One of {groups} key/value heads, with {one}", attention, taken, top, scale)
     top -= 1.15 + scale * queries
     _side_by_side(ax, f"One of {channels} channels of the MLP", mlp, dict.fromkeys(mlp, 1), top, scale)
-    _key(ax, 0.2, stays="stays", changes="goes", colour=PALETTE["red"])
+    _key(ax, 0.2, stays="stays", changes="goes", colour=GONE)
     return fig
 
 
@@ -169,7 +169,7 @@ def _side_by_side(
         wide, high, thick = scale * inputs, scale * outputs, max(scale * taken[name], 0.04)
         _matrix(ax, x, y - high, wide, high, FROZEN)
         corner, size = ((x, y - high), (thick, high)) if name == last else ((x, y - thick), (wide, thick))
-        ax.add_patch(Rectangle(corner, *size, color=PALETTE["red"]))
+        _matrix(ax, *corner, *size, GONE, 1)
         _say(ax, x, y + 0.15, f"{name}: {outputs} × {inputs}", ha="left")
         x += max(wide, 1.25) + 0.15
 

@@ -14,7 +14,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 if TYPE_CHECKING:
     from ipywidgets import ValueWidget, VBox
@@ -42,6 +41,8 @@ def use_style() -> None:
     A notebook stores its pictures at twice the resolution at which it shows them, sharp on any screen.
     """
     if "inline" in mpl.get_backend():
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
         set_matplotlib_formats("retina")
     np.random.seed(0)  # noqa: NPY002 - seaborn's jitter draws from numpy's global generator
     sns.set_theme(context="notebook", style="ticks", palette=list(PALETTE.values()))
@@ -132,11 +133,11 @@ def _in_words(value: Any, digits: int) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):
-        return f"{value:,}".replace("-", "−")
+        return f"{value:,}"
     if np.isinf(value):
-        return "∞" if value > 0 else "−∞"
+        return "∞" if value > 0 else "-∞"
     text = f"{value:,.{digits}f}"
-    return (f"{value:.1g}" if value and not float(text.replace(",", "")) else text).replace("-", "−")
+    return f"{value:.1g}" if value and not float(text.replace(",", "")) else text
 
 
 def live(draw: Callable[..., Figure | str], **controls: ValueWidget) -> VBox:
