@@ -5,11 +5,13 @@ Called by `site/check`, in the environment that `make site` makes.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
@@ -123,6 +125,13 @@ BROKEN = "[...document.images].filter(image => image.complete && !image.naturalW
 # The theme lets the text's column scroll in narrow windows, so that the page as a whole never does.
 SIDEWAYS = """[document.documentElement, document.querySelector(".content")]
     .filter(box => box.scrollWidth > box.clientWidth).map(box => `${box.tagName} is ${box.scrollWidth} wide`)"""
+
+
+def test_a_picture_is_told_in_the_words_of_the_cell_that_draws_it(site: Path) -> None:
+    for path in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
+        page = (site / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
+        told = [cell["metadata"]["alt"] for cell in json.loads(path.read_text())["cells"] if "alt" in cell["metadata"]]
+        assert not [alt for alt in told if f'alt="{escape(alt, quote=False)}"' not in page], path.stem
 
 
 def test_the_search_finds_what_it_should(site: Path, page: Page) -> None:
