@@ -4,12 +4,17 @@ SHELL := /bin/bash
 
 PYTHON    ?= python3
 CORES     ?= 2
+ifneq ($(filter reference,$(MAKECMDGOALS)),)
+PROFILE   ?= laptop
+endif
 PROFILE   ?= fast
+EXECUTOR  ?= local
+TABLES    ?=
 EXTRAS    ?=
 PIP_ARGS  ?=
 NOTEBOOKS ?=
 # What a user says is never a part of a command, to make or to a shell: it reaches both as the value of a variable.
-SAID := PYTHON CORES PROFILE EXTRAS PIP_ARGS NOTEBOOKS
+SAID := PYTHON CORES PROFILE EXECUTOR TABLES EXTRAS PIP_ARGS NOTEBOOKS
 $(foreach name,$(SAID),$(eval override $(name) := $$(value $(name))))
 export $(SAID)
 
@@ -47,7 +52,8 @@ endef
 .PHONY: help install reproduce test test-slurm reference refresh bench lab site clean
 
 help: ## this list
-	@echo "make TARGET [PYTHON=python3.11] [CORES=2] [PROFILE=fast|laptop|gpu] [EXTRAS=llm,chess] [PIP_ARGS=...]"
+	@echo "make TARGET [PYTHON=python3.11] [CORES=2] [PROFILE=fast|laptop|gpu] [EXECUTOR=local|slurm|kubernetes]"
+	@echo "     [EXTRAS=llm,chess] [PIP_ARGS=...]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do \
 		printf '%-12s %s\n' "$$name" "$$text"; done
 	@echo
@@ -64,17 +70,17 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $(STAMP)
 
 reproduce: $(STAMP) ## run every notebook (PROFILE=fast: minutes on a laptop CPU); called again it goes on or does nothing
-	@$(RUN_ENV) python workflow/reproduce.py "$$PROFILE" "$$CORES"
+	@$(RUN_ENV) python workflow/reproduce.py "$$PROFILE" "$$CORES" "$$EXECUTOR"
 
 test: $(STAMP) ## lint, unit tests, every notebook from scratch, its metrics and committed outputs; the site
 	@$(RUN_ENV) tests/run "$$CORES"
 
-test-slurm: ## two notebooks and a table as jobs of a Slurm cluster, started on this machine for it
+test-slurm: ## two notebooks and two tables as jobs of a Slurm cluster, started on this machine for it
 	@$(MAKE) --no-print-directory install EXTRAS=slurm
 	@$(RUN_ENV) tests/slurm/run
 
-reference: $(STAMP) ## remake the tables in data/reference/ (goes on where it was stopped)
-	@$(RUN_ENV) python -m rules2ranks.tables --workers "$$CORES"
+reference: $(STAMP) ## remake the tables in data/reference/, all or TABLES="levels joint" (goes on where it was stopped)
+	@$(RUN_ENV) python workflow/reference.py "$$PROFILE" "$$CORES" "$$EXECUTOR" $$TABLES
 
 refresh: $(STAMP) ## execute the notebooks, write their outputs back without times and noise, renew README's tables
 	@$(RUN_ENV) python workflow/refresh.py $$NOTEBOOKS

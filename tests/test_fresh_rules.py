@@ -35,7 +35,7 @@ def test_the_maker_at_tiny_size(store):
             "fragility": {"ratios": [0.3]},
         }
     )
-    made, seconds = fresh_rules.fresh_rules(settings, 1)
+    made, seconds = fresh_rules.fresh_rules(settings)
     assert [(row["rule"], row["seed"], row["step"]) for row in made["fresh_rules"]] == [(15, 1, 2), (137, 1, 2)]
     assert {(row["rule"], row["ratio"]) for row in made["fresh_rules_pruned"]} == {
         (15, 0),

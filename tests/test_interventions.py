@@ -101,7 +101,7 @@ def test_the_maker_at_tiny_size(store):
             "limits": {**FEW, **SHORT, "allowed": 0.01},
         }
     )
-    made, seconds = interventions.interventions(settings, 1)
+    made, seconds = interventions.interventions(settings)
     rows = made["interventions"]
     assert [(row["condition"], row["rule"]) for row in rows] == [
         ("unchanged", 204),
@@ -112,4 +112,4 @@ def test_the_maker_at_tiny_size(store):
     assert all(row["bits"] in (2, 8, 16) and row["rank"] in (0, 1, 2, None) for row in rows) and seconds > 0
     assert all(row["beyond_l2"] is None or row["beyond_l2"] > row["share_l2"] for row in rows)
     with pytest.raises(ParameterError, match="allowed"):
-        interventions.interventions(settings.but(limits={"allowed": -1}), 1)
+        interventions.interventions(settings.but(limits={"allowed": -1}))

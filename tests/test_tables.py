@@ -9,11 +9,12 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from rules2ranks import __main__ as rules2ranks_command
 from rules2ranks import stages, tables
 from rules2ranks.runs import ParameterError, Result
 from rules2ranks.stages import inspecting, learning, shapes, subjects, transfer
 from rules2ranks.tables import __main__ as command
-from rules2ranks.tables import compression, edge, language_suite, levels, many, plans, ranks, recoveries
+from rules2ranks.tables import edge, levels, many, plans, recoveries
 from rules2ranks.tasks import chess
 
 TINY = {"width": 8, "rows": 20, "ring": 40, "layers": 1, "heads": 2, "hidden": 16, "steps": 4, "rounds": 1}
@@ -46,15 +47,9 @@ ABLATIONS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def in_process(tmp_path_factory):
-    """Everything in this process and for this module, with few held-out examples: what is tested is the tables."""
-
-    def one_by_one(jobs, workers, label):
-        return [function(**arguments) for function, arguments in jobs]
-
+    """A store for this module, with few held-out examples: what is tested is the tables."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RULES2RANKS_RUNS", str(tmp_path_factory.mktemp("runs")))
-        for module in (many, edge, ranks, recoveries, compression, language_suite, levels):
-            patch.setattr(module, "measure", one_by_one)
         patch.setattr(subjects, "HELD_OUT", 70)
         patch.setattr(transfer, "validation_draw", lambda seed: (12, learning.draw_seed(seed, 1, 0), "validation"))
         yield
@@ -72,7 +67,7 @@ def made(name: str, **parameters) -> Result:
 
 @pytest.fixture(scope="module")
 def core(in_process):
-    return edge.edge_of_chaos(command.checked("edge_of_chaos", CHAOS), 1)
+    return edge.edge_of_chaos(command.checked("edge_of_chaos", CHAOS))
 
 
 def test_every_network_is_scored_on_every_task_beside_its_controls(core):
@@ -132,7 +127,7 @@ def test_likeness_stands_once_for_each_pair_of_rules(core):
 
 def test_one_seed_has_no_likeness_and_few_rows_no_attention(core):
     few = {**CHAOS, "seeds": [0], "rules": [204], "pretrain": {**TINY, "rows": 8}, "shuffled_rule": 204}
-    made, _ = edge.edge_of_chaos(command.checked("edge_of_chaos", few), 1)
+    made, _ = edge.edge_of_chaos(command.checked("edge_of_chaos", few))
     assert set(made) == {"edge_of_chaos", "pretraining"}
     assert all(row["attention_last_10"] is row["attention_untrained"] is None for row in made["pretraining"])
     assert set(core[0]) == {"edge_of_chaos", "pretraining", "similarity"}
@@ -140,7 +135,7 @@ def test_one_seed_has_no_likeness_and_few_rows_no_attention(core):
 
 def test_seconds_are_those_of_every_result_once(core):
     """A second call finds everything, and says the same seconds: those that it took to make."""
-    again, seconds = edge.edge_of_chaos(command.checked("edge_of_chaos", CHAOS), 1)
+    again, seconds = edge.edge_of_chaos(command.checked("edge_of_chaos", CHAOS))
     assert again == core[0]
     assert seconds == core[1] > 0
     body = {"source": 204, "seed": 0, **TINY}
@@ -154,7 +149,7 @@ def test_seconds_are_those_of_every_result_once(core):
 
 @pytest.fixture(scope="module")
 def ablations(in_process):
-    return edge.edge_ablations(command.checked("edge_ablations", ABLATIONS), 1)[0]["edge_ablations"]
+    return edge.edge_ablations(command.checked("edge_ablations", ABLATIONS))[0]["edge_ablations"]
 
 
 def test_each_variant_has_its_rules_and_its_controls(ablations):
@@ -216,9 +211,9 @@ def test_the_share_of_legal_moves_is_that_of_the_predictions(ablations):
 
 def test_without_the_rules_of_chess_nothing_is_begun(monkeypatch):
     monkeypatch.setattr(chess, "_extra", lambda name: (_ for _ in ()).throw(ImportError("the extra chess")))
-    monkeypatch.setattr(edge, "pretrainings", lambda *given: pytest.fail("work has begun"))
+    monkeypatch.setattr(edge, "measure", lambda *given: pytest.fail("work has begun"))
     with pytest.raises(ImportError, match="the extra chess"):
-        edge.edge_ablations(command.checked("edge_ablations", ABLATIONS), 1)
+        edge.edge_ablations(command.checked("edge_ablations", ABLATIONS))
 
 
 # --- the shipped entry point ------------------------------------------------------------------------------------
@@ -331,14 +326,34 @@ ALL = {
 }
 
 
+def by_the_workflow(makers, place):
+    """Make tables as the workflow does: list what is missing, measure each part, and so on."""
+    words = [*makers, "--part", "5"]
+    for number in range(1, 8):
+        file = place / f"{number}.json"
+        command.main([*words, "--missing", str(file)])
+        if not (parts := json.loads(file.read_text())["parts"]):
+            return
+        for part in range(len(parts)):
+            assert rules2ranks_command.main(["measure", str(file), str(part)]) == 0
+        words = [*makers, "--part", "5", "--measured", str(file)]
+    raise AssertionError("there is no end of measurements")
+
+
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    """Makes tables with their notes, by the command, at tiny size; gives those asked for."""
+    """Makes tables with their notes, as the workflow does and then by the command, at tiny size; gives those asked for.
+
+    Whatever is measured comes back from a list as what it was.
+    """
     monkeypatch.setattr(command, "profile_settings", lambda profile: ALL)
     monkeypatch.setattr(tables, "place", lambda name: tmp_path / f"{name}.csv")
 
     def made_by(makers: list[str], names: list[str]) -> list[tables.Reference]:
-        command.main([*makers, "--workers", "1"])
+        by_the_workflow(makers, tmp_path)
+        before = [tables.place(name).read_bytes() for name in names]
+        command.main(makers)
+        assert [tables.place(name).read_bytes() for name in names] == before
         return [tables.read(name) for name in names]
 
     return made_by
@@ -485,7 +500,7 @@ def test_a_table_is_made_from_its_plan(tmp_path, monkeypatch):
     stated = yaml.safe_load(text) | {"run": run}
     plans.place("rank_settings").write_text(yaml.safe_dump(stated))
     monkeypatch.setattr(command, "profile_settings", lambda profile: {"rank_settings": {"plan": "rank_settings"}})
-    command.main(["--workers", "1"])
+    command.main([])
     found = tables.read("rank_settings")
     assert found.note["settings"] == run
     assert found.note["plan"] == "data/plans/rank_settings.yaml"
@@ -498,7 +513,7 @@ def test_a_table_is_made_from_its_plan(tmp_path, monkeypatch):
 def test_another_profile_has_files_of_its_own_and_only_its_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "profile_settings", lambda profile: {"compression": ALL["compression"]})
     monkeypatch.setattr(tables, "place", lambda name: tmp_path / f"{name}.csv")
-    command.main(["--workers", "1", "--profile", "gpu"])
+    command.main(["--profile", "gpu"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compression_gpu.csv", "compression_gpu.json"]
     assert json.loads((tmp_path / "compression_gpu.json").read_text())["command"].endswith("compression --profile gpu")
     with pytest.raises(SystemExit):

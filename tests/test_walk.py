@@ -262,7 +262,15 @@ def test_make_hands_on_what_it_is_told_and_runs_none_of_it(clone: Path) -> None:
     (clone / ".venv" / ".installed").touch()
     run = make(clone, "reproduce", f"PROFILE={HOSTILE}", "CORES=2; touch hurt")
     assert run.returncode == 0, run.stderr
-    assert (clone / "words").read_text() == f"workflow/reproduce.py\n{HOSTILE}\n2; touch hurt\n"
+    assert (clone / "words").read_text() == f"workflow/reproduce.py\n{HOSTILE}\n2; touch hurt\nlocal\n"
+    (clone / "words").unlink()
+    words = ["reference", f"PROFILE={HOSTILE}", f"EXECUTOR={HOSTILE}", "TABLES=levels joint;touch $(touch${IFS}hurt)"]
+    assert make(clone, *words).returncode == 0
+    told = f"workflow/reference.py\n{HOSTILE}\n2\n{HOSTILE}\nlevels\njoint;touch\n$(touch${{IFS}}hurt)\n"
+    assert (clone / "words").read_text() == told
+    (clone / "words").unlink()
+    assert make(clone, "reference").returncode == 0
+    assert (clone / "words").read_text() == "workflow/reference.py\nlaptop\n2\nlocal\n"
 
 
 def test_make_installs_with_any_python_and_only_the_extras_that_there_are(clone: Path) -> None:

@@ -1,8 +1,9 @@
 """Runs every notebook of a profile that is not up to date, and says where the results lie.
 
-    python workflow/reproduce.py PROFILE CORES
+    python workflow/reproduce.py PROFILE CORES [EXECUTOR]
 
-However it is ended, Snakemake and the kernels end with it.
+EXECUTOR is a folder of workflow/profiles, "local" if none is said; what is not local takes the number of jobs from its
+profile there, and CORES say nothing. However it is ended, Snakemake and the kernels end with it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import psutil
 
@@ -27,7 +29,8 @@ from rules2ranks.stages import parameters
 # a mistake in a profile too.)
 TALK = re.compile(
     "Using profile|Using shell|Assuming unrestricted|Building DAG|Select jobs|Execute [0-9]+ jobs|Complete log|"
-    "Elapsed time|Nothing to be done|Creating specified working directory"
+    "Elapsed time|Nothing to be done|Creating specified working directory|DAG of jobs will|Touching output|"
+    "Updating checkpoint dependencies"
 )
 #: Seconds that a process has to end when it is told to.
 PATIENCE = 5
@@ -37,10 +40,13 @@ class Stopped(Exception):
     """A signal came that ends the walk; its only argument is the signal."""
 
 
-def mistake(profile: str, cores: str) -> str | None:
+def mistake(profile: str, cores: str, executor: str) -> str | None:
     """What is wrong with the arguments, and what is allowed."""
     if profile not in results.profiles():
-        return f"There is no profile '{profile}'; there are: {', '.join(results.profiles())}"
+        hint = f"; to run on it, say EXECUTOR={profile}" if profile in results.executors() else ""
+        return f"There is no profile '{profile}'; there are: {', '.join(results.profiles())}{hint}"
+    if executor not in results.executors():
+        return f"There is no workflow/profiles/{executor}; EXECUTOR is one of: {', '.join(results.executors())}"
     if not (cores.isascii() and cores.isdigit() and int(cores)):
         return f"CORES must be a number of processor cores, not '{cores}'"
     return None
@@ -70,10 +76,11 @@ def _watch(parent: int) -> None:
     signal.pthread_kill(threading.main_thread().ident, signal.SIGHUP)
 
 
-def walk(profile: str, cores: str) -> int:
+def walk(targets: Sequence[str], cores: str, executor: str, config: Sequence[str]) -> int:
     """Run Snakemake, in a session of its own so that only this process hears Ctrl-C, and return its exit status."""
-    command = ["snakemake", "--snakefile", "workflow/Snakefile", "--profile", "workflow/profiles/local"]
-    command += ["--cores", cores, "--config", f"profile={profile}"]
+    command = ["snakemake", *targets, "--snakefile", "workflow/Snakefile", "--profile", f"workflow/profiles/{executor}"]
+    command += ["--cores", cores] if executor == "local" else []
+    command += ["--config", *config]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     # Kernels run in notebooks/, so a relative path would mean another place there.
     place = os.environ | {"RULES2RANKS_RUNS": str(runs.root())}
@@ -118,24 +125,31 @@ def show(profile: str) -> None:
     print(f"The scorecard: {scorecard}")
 
 
-def main(profile: str, cores: str) -> int:
-    if said := mistake(profile, cores):
-        print(said, file=sys.stderr)
-        return 2
+def run(targets: Sequence[str], cores: str, executor: str, config: Sequence[str]) -> int:
+    """Run Snakemake until it ends or is ended; say which if it did not do all, and return the exit status."""
     begin = time.monotonic()
     try:
         listen()
-        code, ended = walk(profile, cores), "FAILED"
+        code, ended = walk(targets, cores, executor, config), "FAILED"
     except (Stopped, BrokenPipeError) as error:
         number = error.args[0] if isinstance(error, Stopped) else signal.SIGHUP
         code, ended = 128 + number, f"Stopped by {number.name}"
-    seconds = round(time.monotonic() - begin)
     if code:
+        seconds = round(time.monotonic() - begin)
         with contextlib.suppress(OSError):
             print(f"{ended} after {seconds} s. The same command goes on with what is missing.", file=sys.stderr)
+    return code
+
+
+def main(profile: str, cores: str, executor: str = "local") -> int:
+    if said := mistake(profile, cores, executor):
+        print(said, file=sys.stderr)
+        return 2
+    begin = time.monotonic()
+    if code := run([], cores, executor, [f"profile={profile}"]):
         return code
     if (runs.root() / ".progress").exists():
-        print(f"All notebooks are done, {seconds} s.")
+        print(f"All notebooks are done, {round(time.monotonic() - begin)} s.")
     else:
         print(f"Nothing to do: every notebook of profile {profile} is up to date.")
     show(profile)

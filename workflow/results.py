@@ -26,6 +26,16 @@ def profiles() -> list[str]:
     return sorted(path.stem for path in (REPOSITORY / "profiles").glob("*.yaml"))
 
 
+def executors() -> list[str]:
+    """The names of the workflow profiles, each of which says where and how jobs run."""
+    return sorted(path.parent.name for path in (REPOSITORY / "workflow" / "profiles").glob("*/config.yaml"))
+
+
+def tables(profile: str) -> list[str]:
+    """The reference tables that a profile has settings for; some of them are made on request only."""
+    return list(_settings(profile).get("reference") or {})
+
+
 def _settings(profile: str) -> dict[str, Any]:
     if profile not in profiles():
         raise ValueError(f"no profile {profile!r}; there are {', '.join(profiles())}")

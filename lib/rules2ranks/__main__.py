@@ -3,6 +3,7 @@
 python -m rules2ranks list
 python -m rules2ranks show recover
 python -m rules2ranks run recover parameters.yaml
+python -m rules2ranks measure list.json 3
 python -m rules2ranks plan model.yaml
 """
 
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="make one result, or find it; prints its folder and its metrics as JSON")
     for command in (show, run):
         command.add_argument("stage", choices=stages.HOMES, metavar="STAGE", help=", ".join(stages.HOMES))
+    measure = commands.add_parser("measure", help="one part of a list of measurements, as the workflow writes it")
+    measure.add_argument("file", type=Path, help="what `python -m rules2ranks.tables --missing FILE` wrote")
+    measure.add_argument("part", type=int, help="its number, from 0")
     plan = commands.add_parser("plan", help="a dry run: the memory of each step on a model, which is not loaded")
     for command in (run, plan):
         command.add_argument("file", type=Path, help="parameters as .json or .yaml: names and values")
@@ -37,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _list()
     if asked.command == "plan":
         return _plan(asked.file)
+    if asked.command == "measure":
+        return _measure(asked.file, asked.part)
     stage = getattr(stages, asked.stage)
     return _show(stage) if asked.command == "show" else _run(stage, asked.file)
 
@@ -79,6 +85,18 @@ def _run(stage: runs.Stage, file: Path) -> int:
         return 2
     result = stage(given)
     print(json.dumps({"folder": str(result.folder), "metrics": result.metrics}, indent=1))
+    return 0
+
+
+def _measure(file: Path, part: int) -> int:
+    from rules2ranks.tables import many
+
+    try:
+        jobs = many.read_part(file, part)
+    except (OSError, ValueError) as error:
+        print(f"{file}: {error}", file=sys.stderr)
+        return 2
+    many.measure(jobs, f"part {part}")
     return 0
 
 

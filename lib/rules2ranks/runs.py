@@ -7,6 +7,7 @@ RULES2RANKS_RUNS moves it.
 """
 
 import contextlib
+import contextvars
 import functools
 import hashlib
 import importlib.metadata
@@ -27,6 +28,7 @@ from filelock import FileLock, Timeout
 from rules2ranks.parameters import OfFiles, ParameterError, Params
 
 __all__ = [
+    "Missing",
     "OfFiles",
     "ParameterError",
     "Params",
@@ -35,6 +37,8 @@ __all__ = [
     "find_or_make",
     "key",
     "load",
+    "only_finds",
+    "only_found",
     "root",
     "seal",
     "sha256",
@@ -244,6 +248,32 @@ def _only_one(lock: Path) -> Iterator[None]:
         turn.release()
 
 
+class Missing(LookupError):
+    """A result that was only to be found is not there: its stage's `name`, and its `params`."""
+
+    def __init__(self, name: str, params: Mapping[str, Any]):
+        super().__init__(f"there is no result of {name} in {root()} for {dict(params)}")
+        self.name, self.params = name, params
+
+
+_ONLY_FOUND = contextvars.ContextVar("only_found", default=False)
+
+
+@contextlib.contextmanager
+def only_found() -> Iterator[None]:
+    """Within it no result is made: a stage whose result is not there raises `Missing`."""
+    before = _ONLY_FOUND.set(True)
+    try:
+        yield
+    finally:
+        _ONLY_FOUND.reset(before)
+
+
+def only_finds() -> bool:
+    """Whether this is within `only_found`."""
+    return _ONLY_FOUND.get()
+
+
 def find_or_make(name: str, params: Mapping[str, Any], versions: str, make: Callable[[Path], dict]) -> Result:
     """The result of a stage for these parameters, taken from `runs/` or made there.
 
@@ -251,11 +281,14 @@ def find_or_make(name: str, params: Mapping[str, Any], versions: str, make: Call
     and returns its metrics. Only when all is written is the folder renamed to its final place.
 
     Raises:
+        Missing: within `only_found`, where there is none.
         Whatever `make` raises; nothing finished is lost by it.
     """
     folder = root() / name / key(params, versions)
     if folder.is_dir() and (found := _load_or_none(folder)):
         return found
+    if only_finds():
+        raise Missing(name, params)
     with _only_one(folder.with_name(f".{folder.name}.lock")):
         if folder.is_dir():
             if found := _load_or_none(folder):

@@ -8,7 +8,6 @@ extra ``gemma``.
 """
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from rules2ranks.tables.many import measure, seconds_of, stage_jobs
 CUT, RECOVERED = "as cut", "recovered"
 
 
-def blimp(file: str | Path, workers: int) -> tuple[Rows, float]:
+def blimp(file: str | Path) -> tuple[Rows, float]:
     """A row a choice of `real_model`, state and field of grammar: how many pairs are `right`, of how many."""
     settings: levels.LevelTable = checked("real_model", profile_settings("laptop")["real_model"])
     table, jobs = tables.read("real_model").table, []
@@ -39,7 +38,7 @@ def blimp(file: str | Path, workers: int) -> tuple[Rows, float]:
     english = real_models.gemma_of_english().model_copy(update={"model": str(real_models.gemma().folder)})
     whole = Recovery(pruned=Pruning.check({"base": english.model_dump(exclude={"fingerprint"}), "ratio": 0}), ranks=0)
     jobs.append(("", "whole vocabulary", CUT, whole))
-    found = measure(stage_jobs("pairs", [{"recovered": job, "data": str(file)} for *_, job in jobs]), workers, "pairs")
+    found = measure(stage_jobs("pairs", [{"recovered": job, "data": str(file)} for *_, job in jobs]), "pairs")
     rows = [
         {"setting": name, "allocator": allocator, "state": state, "field": field, "right": right, "pairs": number}
         for (name, allocator, state, _), result in zip(jobs, found, strict=True)
@@ -59,11 +58,10 @@ def _pruned(setting: levels.Setting, allocator: str, text: object) -> Pruned:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m rules2ranks.tables.blimp", description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, help="pairs in BLiMP's form, JSON lines")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes at a time")
     asked = parser.parse_args(arguments)
     begin = time.monotonic()
     try:
-        rows, seconds = blimp(asked.file, asked.workers)
+        rows, seconds = blimp(asked.file)
     except (OSError, runs.ParameterError) as error:
         parser.error(str(error))
     place = tables.place("blimp")

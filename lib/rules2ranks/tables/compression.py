@@ -20,14 +20,14 @@ class Compression(runs.Params):
     fragility: dict[str, Any] = Field(default_factory=dict)
 
 
-def compression(settings: Compression, workers: int) -> tuple[dict[str, Rows], float]:
+def compression(settings: Compression) -> tuple[dict[str, Rows], float]:
     """Every model pruned at several shares: a row for each model and share, 0 first."""
     asked = [
         {"base": {"source": rule, "seed": seed, **settings.pretrain}, "seed": seed, **settings.fragility}
         for rule in settings.rules
         for seed in settings.seeds
     ]
-    results = measure(stage_jobs("fragility", asked), workers, "pruning the models of rules")
+    results = measure(stage_jobs("fragility", asked), "pruning the models of rules")
     return {"compression": curves(results)}, seconds_of(results)
 
 

@@ -11,7 +11,7 @@ from rules2ranks.stages.learning import Pretraining
 from rules2ranks.stages.ranges import Rule, Seed
 from rules2ranks.stages.transfer import Downstream
 from rules2ranks.tables import Rows
-from rules2ranks.tables.many import measure, pretrainings, seconds_of, stage_jobs
+from rules2ranks.tables.many import measure, seconds_of, stage_jobs
 from rules2ranks.tasks import Name as Task
 
 #: Parameters of a stage that differ from its defaults.
@@ -45,15 +45,15 @@ class EdgeAblations(Variant):
     variants: dict[str, Variant]
 
 
-def edge_of_chaos(settings: EdgeOfChaos, workers: int) -> tuple[dict[str, Rows], float]:
+def edge_of_chaos(settings: EdgeOfChaos) -> tuple[dict[str, Rows], float]:
     """What frozen bodies that learnt from a rule are worth elsewhere, what was learnt, and how alike it is."""
     taught = [
         pretraining(source, seed, settings.pretrain) for source in [*settings.rules, "coin"] for seed in settings.seeds
     ]
     asked = _core(settings, taught)
-    learnt = pretrainings(taught, workers)
-    results = measure(stage_jobs("downstream", asked), workers, "downstream tasks")
-    looked = measure(stage_jobs("inspect", [{"body": body} for body in taught]), workers, "looking inside")
+    learnt = measure(stage_jobs("pretrain", taught), "pretraining")
+    results = measure(stage_jobs("downstream", asked), "downstream tasks")
+    looked = measure(stage_jobs("inspect", [{"body": body} for body in taught]), "looking inside")
     tables = {
         "edge_of_chaos": [downstream_row(result) for result in results],
         "pretraining": [_pretraining_row(*pair) for pair in zip(learnt, looked, strict=True)],
@@ -80,30 +80,30 @@ def _core(settings: EdgeOfChaos, taught: list[Pretraining]) -> list[Downstream]:
     ]
 
 
-def edge_ablations(settings: EdgeAblations, workers: int) -> tuple[dict[str, Rows], float]:
+def edge_ablations(settings: EdgeAblations) -> tuple[dict[str, Rows], float]:
     """Twelve rules named beforehand, each choice of the experiment changed by itself."""
     legal = _legality()
-    rows, seconds = _variants(settings, workers)
+    rows, seconds = _variants(settings)
     return {"edge_ablations": [row | {"legal": legal(result)} for row, result in rows]}, seconds
 
 
-def sizes(settings: EdgeAblations, workers: int) -> tuple[dict[str, Rows], float]:
+def sizes(settings: EdgeAblations) -> tuple[dict[str, Rows], float]:
     """Twenty rules in networks of other sizes, and with other rows to learn from."""
-    rows, seconds = _variants(settings, workers)
+    rows, seconds = _variants(settings)
     return {"sizes": [row for row, _ in rows]}, seconds
 
 
-def chess(settings: EdgeAblations, workers: int) -> tuple[dict[str, Rows], float]:
+def chess(settings: EdgeAblations) -> tuple[dict[str, Rows], float]:
     """Thirty rules at chess, with all weights trained, so that networks are better than an n-gram."""
-    rows, seconds = _variants(settings, workers)
+    rows, seconds = _variants(settings)
     return {"chess": [row for row, _ in rows]}, seconds
 
 
-def _variants(settings: EdgeAblations, workers: int) -> tuple[list[tuple[dict[str, Any], runs.Result]], float]:
+def _variants(settings: EdgeAblations) -> tuple[list[tuple[dict[str, Any], runs.Result]], float]:
     """A row for each network of each variant, with what it was made from; the seconds that all took."""
     asked = [(name, each) for name, variant in settings.variants.items() for each in _variant(settings, variant)]
-    learnt = pretrainings([each.body for _, each in asked if each.start != "random"], workers)
-    results = measure(stage_jobs("downstream", [each for _, each in asked]), workers, "downstream tasks")
+    learnt = measure(stage_jobs("pretrain", [each.body for _, each in asked if each.start != "random"]), "pretraining")
+    results = measure(stage_jobs("downstream", [each for _, each in asked]), "downstream tasks")
     known = {runs.key(result.params): result.metrics for result in learnt}
     rows = []
     for (name, _), result in zip(asked, results, strict=True):

@@ -9,7 +9,7 @@ from rules2ranks.stages.ranges import Rule, Seed
 from rules2ranks.tables import Rows
 from rules2ranks.tables.compression import curves
 from rules2ranks.tables.edge import downstream_row, pretraining
-from rules2ranks.tables.many import measure, pretrainings, seconds_of, stage_jobs
+from rules2ranks.tables.many import measure, seconds_of, stage_jobs
 
 #: What is noted of how a network learnt its rule.
 LEARNT = ("loss", "floor", "learnt", "steps", "weight_rms")
@@ -26,16 +26,16 @@ class FreshRules(runs.Params):
     fragility: dict[str, Any] = Field(default_factory=dict)
 
 
-def fresh_rules(settings: FreshRules, workers: int) -> tuple[dict[str, Rows], float]:
+def fresh_rules(settings: FreshRules) -> tuple[dict[str, Rows], float]:
     """A row a network: what it is worth elsewhere, and how it learnt; and its curve under pruning."""
     rules = sorted({*settings.rules, *settings.complex_rules})
     taught = [pretraining(rule, seed, settings.pretrain) for rule in rules for seed in settings.seeds]
     # What is wrong with these is told before anything is trained.
     served = stage_jobs("downstream", [{"body": each, "seed": each.seed, **settings.downstream} for each in taught])
     pruned = stage_jobs("fragility", [{"base": each, "seed": each.seed, **settings.fragility} for each in taught])
-    learnt = pretrainings(taught, workers)
-    results = measure(served, workers, "downstream task")
-    fallen = measure(pruned, workers, "pruning the models of rules")
+    learnt = measure(stage_jobs("pretrain", taught), "pretraining")
+    results = measure(served, "downstream task")
+    fallen = measure(pruned, "pruning the models of rules")
     rows = [
         {"rule": each.source, **downstream_row(result)} | {f"pretrain_{name}": known.metrics[name] for name in LEARNT}
         for each, result, known in zip(taught, results, learnt, strict=True)

@@ -8,7 +8,7 @@ from rules2ranks import probes, runs
 from rules2ranks.stages.ranges import Rule, Seed
 from rules2ranks.tables import Rows
 from rules2ranks.tables.edge import pretraining
-from rules2ranks.tables.many import measure, pretrainings, seconds_of, stage_jobs
+from rules2ranks.tables.many import measure, seconds_of, stage_jobs
 
 
 class Interventions(runs.Params):
@@ -21,7 +21,7 @@ class Interventions(runs.Params):
     limits: dict[str, Any] = Field(default_factory=dict)
 
 
-def interventions(settings: Interventions, workers: int) -> tuple[dict[str, Rows], float]:
+def interventions(settings: Interventions) -> tuple[dict[str, Rows], float]:
     """A row a network: how it learnt, and what it bears."""
     asked = [
         (name, pretraining(rule, seed, settings.pretrain | own))
@@ -32,8 +32,8 @@ def interventions(settings: Interventions, workers: int) -> tuple[dict[str, Rows
     bodies = [body for _, body in asked]
     # What is wrong with the limits is told here, before anything is trained.
     jobs = stage_jobs("limits", [{"base": body, "seed": body.seed, **settings.limits} for body in bodies])
-    learnt = pretrainings(bodies, workers)
-    found = measure(jobs, workers, "what networks bear")
+    learnt = measure(stage_jobs("pretrain", bodies), "pretraining")
+    found = measure(jobs, "what networks bear")
     rows = [
         {"condition": name, "rule": body.source, "seed": body.seed, **_learnt(one), **_borne(two)}
         for (name, body), one, two in zip(asked, learnt, found, strict=True)

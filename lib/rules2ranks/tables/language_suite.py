@@ -8,9 +8,9 @@ from rules2ranks.tables import Rows
 from rules2ranks.tables.many import measure, seconds_of, stage_jobs
 
 
-def language_suite(settings: LanguageTraining, workers: int) -> tuple[dict[str, Rows], float]:
+def language_suite(settings: LanguageTraining) -> tuple[dict[str, Rows], float]:
     """Train the model and ship it: a row for each step at which its loss was noted or its answers were scored."""
-    results = measure(stage_jobs("language", [settings]), 1, "language suite")
+    results = measure(stage_jobs("language", [settings]), "language suite")
     SHIPPED.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(results[0].file(name), SHIPPED / name)

@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 from rules2ranks import runs, search
 from rules2ranks.configuration import Configuration, Shapes
 from rules2ranks.stages import shapes
-from rules2ranks.stages.compressing import Pruned, Pruning, Recovery, pruned_shapes, recover
+from rules2ranks.stages.compressing import Pruned, Pruning, Recovery, pruned_shapes
 from rules2ranks.stages.ranges import Rate, Seed, Size
 from rules2ranks.stages.shapes import Problem, Question
 from rules2ranks.stages.subjects import subject
 from rules2ranks.tables import Rows, shared_settings
-from rules2ranks.tables.many import measure, seconds_of, stage_jobs
+from rules2ranks.tables.many import Job, measure, seconds_of, stage_jobs
 
 #: The controls that are many choices: reported under fewer seeds.
 MANY = ("random levels", "neighbours")
@@ -104,44 +104,44 @@ class Chosen(NamedTuple):
     text: str | None = None
 
 
-def levels(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
+def levels(settings: LevelTable) -> tuple[dict[str, Rows], float]:
     """Who decides the levels: choices recovered under report seeds, the searches, and judgings before that.
 
     Tables: `levels` (a row a choice and report seed), `levels_search` (a row a judging of a search), `levels_judged` (a
     row a choice as it is cut, at share 0, and a judging of the many after each share of the schedule).
     """
-    return _table("levels", settings, workers)
+    return _table("levels", settings)
 
 
-def real_model(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
+def real_model(settings: LevelTable) -> tuple[dict[str, Rows], float]:
     """The same of a real language model, beside the unpruned one: needs the extra ``gemma``."""
-    return _table("real_model", settings, workers)
+    return _table("real_model", settings)
 
 
-def real_shares(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
+def real_shares(settings: LevelTable) -> tuple[dict[str, Rows], float]:
     """The real model at other shares, and DarwinLM's choice: needs the extra ``gemma``."""
-    return _table("real_shares", settings, workers)
+    return _table("real_shares", settings)
 
 
-def joint(settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
+def joint(settings: LevelTable) -> tuple[dict[str, Rows], float]:
     """The same of levels, bits and ranks within bytes: all at once, or one after the other."""
-    return _table("joint", settings, workers)
+    return _table("joint", settings)
 
 
-def _table(table: str, settings: LevelTable, workers: int) -> tuple[dict[str, Rows], float]:
+def _table(table: str, settings: LevelTable) -> tuple[dict[str, Rows], float]:
     asked = settings.settings
-    _prepare(asked, workers)
-    history = _searched(asked, workers)
+    _prepare(asked)
+    history = _searched(asked)
     chosen = [each for name, setting in asked.items() for each in _choices(name, setting, history)]
-    judged = _judged(chosen, asked, workers)
-    tuned, tries = _tuned(chosen, asked, workers)
+    judged = _judged(chosen, asked)
+    tuned, tries = _tuned(chosen, asked)
     jobs = [
         (each, tuning, seed)
         for each, tuning in zip(chosen, tuned, strict=True)
         for seed in (asked[each.setting].few_seeds if each.allocator in MANY else asked[each.setting].report_seeds)
     ]
     recoveries = [_recovery(each, asked[each.setting], lr, seed) for each, (lr, _), seed in jobs]
-    results = measure(stage_jobs("recover", recoveries), workers, "report")
+    results = measure(stage_jobs("recover", recoveries), "report")
     rows = [
         _about(each, asked[each.setting])
         | {"report_seed": seed, "lr": lr, "steps": asked[each.setting].recover.steps, "search_loss": search_loss}
@@ -152,46 +152,63 @@ def _table(table: str, settings: LevelTable, workers: int) -> tuple[dict[str, Ro
     return {table: rows, f"{table}_search": history, f"{table}_judged": judged}, seconds_of(behind)
 
 
-def _prepare(asked: dict[str, Setting], workers: int) -> None:
-    """Databases, prunings and judgings of single parts, for which workers would wait on each other."""
+def _prepare(asked: dict[str, Setting]) -> None:
+    """Databases, prunings and judgings of single parts, for which searches side by side would wait on each other."""
     slices = [setting.slice(name) for setting in asked.values() for name in setting.slices]
-    measure(stage_jobs("prune", slices), workers, "pruning")
+    measure(stage_jobs("prune", slices), "pruning")
     bases = {setting.database.model_dump_json(): setting for setting in asked.values()}
-    measure(stage_jobs("levels", [setting.database for setting in bases.values()]), workers, "databases")
-    for kind, some in (("divergences", bases), ("alike", asked)):
-        jobs = [(control, {"setting": each, "kind": kind}) for each in some.values() if kind in each.controls]
-        measure(jobs, workers, kind)
+    measure(stage_jobs("levels", [setting.database for setting in bases.values()]), "databases")
+    for some, kind, uses in ((bases, "divergences", {"divergences", "neighbours"}), (asked, "alike", {"alike"})):
+        settings = [setting for setting in some.values() if uses & set(setting.controls)]
+        measure([Job(control, Control(setting=setting, kind=kind)) for setting in settings], kind)
 
 
-def control(setting: Setting, kind: str) -> list[Configuration]:
-    """The choices of one control: what the workers are asked for."""
-    return Problem(setting).control(kind, setting.many)
+class Control(runs.Params):
+    """A control of a setting, one of `shapes.CONTROLS`."""
+
+    setting: Setting
+    kind: str
 
 
-def _searched(asked: dict[str, Setting], workers: int) -> Rows:
+def control(given: Control) -> list[Configuration]:
+    """The choices of one control."""
+    return Problem(given.setting).control(given.kind, given.setting.many)
+
+
+def _searched(asked: dict[str, Setting]) -> Rows:
     jobs = [
-        (history, {"name": name, "setting": setting, "variant": variant, "seed": seed})
+        Job(history, Searched(name=name, setting=setting, variant=variant, seed=seed))
         for name, setting in asked.items()
         for variant in setting.variants
         for seed in setting.search_seeds
     ]
-    return [row for rows in measure(jobs, workers, "searches") for row in rows]
+    return [row for rows in measure(jobs, "searches") for row in rows]
 
 
-def history(name: str, setting: Setting, variant: str, seed: int) -> Rows:
-    """One search: what the workers are asked for."""
+class Searched(runs.Params):
+    """A search of one of a setting's variants under a seed; `name` is what the table calls the setting."""
+
+    name: str
+    setting: Setting
+    variant: str
+    seed: Seed
+
+
+def history(given: Searched) -> Rows:
+    """One search."""
+    setting, variant = given.setting, given.variant
     problem, own = Problem(setting), setting.variants[variant]
     asked, searcher = setting, setting.searcher(variant, problem)
     if "settled" in own:
         asked = setting.but(levels=problem.control(own["settled"])[0].levels)
         problem = Problem(asked)
-    found = shapes.search(asked, searcher, limit=setting.limit - own.get("spent", 0), seed=seed)
+    found = shapes.search(asked, searcher, limit=setting.limit - own.get("spent", 0), seed=given.seed)
     chosen = found.trials.index(found.chosen)
     return [
         {
-            "setting": name,
+            "setting": given.name,
             "allocator": variant,
-            "search_seed": seed,
+            "search_seed": given.seed,
             "order": order,
             "levels": written(problem.space.configuration(trial.point), setting.shapes),
             "measured": trial.scores[0],
@@ -226,9 +243,7 @@ def _choices(name: str, setting: Setting, searched: Rows) -> list[Chosen]:
     return found
 
 
-def _tuned(
-    chosen: Sequence[Chosen], asked: dict[str, Setting], workers: int
-) -> tuple[list[tuple[float, float]], list[runs.Result]]:
+def _tuned(chosen: Sequence[Chosen], asked: dict[str, Setting]) -> tuple[list[tuple[float, float]], list[runs.Result]]:
     """For each choice the best rate of its setting and its mean loss on the search's examples there; and the runs."""
     jobs = [
         (place, lr, _recovery(each, asked[each.setting], lr, seed))
@@ -236,7 +251,7 @@ def _tuned(
         for lr in asked[each.setting].rates
         for seed in asked[each.setting].rate_seeds
     ]
-    results = measure(stage_jobs("recover", [job for *_, job in jobs]), workers, "rates")
+    results = measure(stage_jobs("recover", [job for *_, job in jobs]), "rates")
     losses: dict[tuple[int, float], list[float]] = {}
     for (place, lr, _), found in zip(jobs, results, strict=True):
         losses.setdefault((place, lr), []).append(found.metrics["search_loss"])
@@ -251,26 +266,25 @@ def _recovery(chosen: Chosen, setting: Setting, lr: float, seed: int) -> Recover
     return Recovery(**how, pruned=chosen.pruned, ranks=ranks, seed=seed)
 
 
-def _judged(chosen: Sequence[Chosen], asked: dict[str, Setting], workers: int) -> Rows:
+def _judged(chosen: Sequence[Chosen], asked: dict[str, Setting]) -> Rows:
     """The divergence of each choice before training, with its loss, and of the many after each share too."""
     cells = [
         (each, share)
         for each in chosen
         for share in (0.0, *(asked[each.setting].shares if each.allocator in MANY else ()))
     ]
-    jobs = [(_score, {"chosen": each, "setting": asked[each.setting], "share": share}) for each, share in cells]
-    found = measure(jobs, workers, "judged")
-    return [
-        _about(each, asked[each.setting]) | {"share": share} | scores
-        for (each, share), scores in zip(cells, found, strict=True)
+    judgings = [
+        asked[each.setting].judging(each.pruned, asked[each.setting].search_seeds[0], share) for each, share in cells
     ]
-
-
-def _score(chosen: Chosen, setting: Setting, share: float) -> dict[str, float]:
-    """The divergence of the levels alone, and before any training the loss on the report's examples."""
-    judged = {"kl": shapes.judge(setting.judging(chosen.pruned, setting.search_seeds[0], share)).metrics["kl"]}
-    bare = Recovery(pruned=chosen.pruned, bits=chosen.choice.bits or 16, ranks=0)
-    return judged if share else judged | {"loss": recover(bare).metrics["loss"]}
+    bare = [Recovery(pruned=each.pruned, bits=each.choice.bits or 16, ranks=0) for each in chosen]
+    found = measure(stage_jobs("judge", judgings) + stage_jobs("recover", bare), "judged")
+    losses = iter(found[len(cells) :])
+    return [
+        _about(each, asked[each.setting])
+        | {"share": share, "kl": judged.metrics["kl"]}
+        | ({} if share else {"loss": next(losses).metrics["loss"]})
+        for (each, share), judged in zip(cells, found, strict=False)
+    ]
 
 
 def _about(chosen: Chosen, setting: Setting) -> dict[str, Any]:

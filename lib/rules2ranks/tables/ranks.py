@@ -13,7 +13,7 @@ from rules2ranks.stages.compressing import HowRecovered, Recovery, prune, recove
 from rules2ranks.stages.ranges import Seed, Size
 from rules2ranks.stages.ranks import Problem, Question
 from rules2ranks.tables import ALONE, Rows, read_choice, shared_settings, written
-from rules2ranks.tables.many import measure, seconds_of, stage_jobs
+from rules2ranks.tables.many import Job, measure, seconds_of, stage_jobs
 
 #: The controls of many vectors: reported under fewer seeds where a setting says so.
 MANY = ("random vectors", "uniform grid")
@@ -92,19 +92,20 @@ class Chosen(NamedTuple):
     other: dict[str, Any]
 
 
-def table(name: str, settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
+def table(name: str, settings: RankTable) -> tuple[dict[str, Rows], float]:
     """Every allocator in every setting: the searches' histories, and all choices recovered again under report seeds."""
     problems = {name: Problem(setting) for name, setting in settings.settings.items()}
-    measure(stage_jobs("prune", [problem.question.pruned for problem in problems.values()]), workers, "pruning")
-    searched = _searched(settings, workers)
+    measure(stage_jobs("prune", [problem.question.pruned for problem in problems.values()]), "pruning")
+    controls = _controls(settings)
+    searched = _searched(settings)
     asked = [
         (setting, choice, seed)
         for setting, problem in problems.items()
-        for choice in _choices(problem, searched[setting])
+        for choice in _choices(problem, controls[setting], searched[setting])
         for seed in problem.question.seeds(choice.allocator)
     ]
     jobs = [problems[setting].recovery(choice.ranks, seed).but(**choice.other) for setting, choice, seed in asked]
-    results = measure(stage_jobs("recover", jobs), workers, "report")
+    results = measure(stage_jobs("recover", jobs), "report")
     rows = [{"setting": name, **_alone(problem)} for name, problem in problems.items()]
     rows += [
         {"setting": setting, **_row(problems[setting], choice, seed, result)}
@@ -122,24 +123,56 @@ def _measured(problem: Problem, row: Mapping[str, Any]) -> Recovery:
     )
 
 
-def _searched(settings: RankTable, workers: int) -> dict[str, Rows]:
+class Control(runs.Params):
+    """A control of a setting, one of `ranks.CONTROLS`."""
+
+    setting: Setting
+    kind: str
+
+
+def control(given: Control) -> list[Configuration]:
+    """The choices of one control."""
+    return Problem(given.setting).control(given.kind, given.setting.random)
+
+
+def _controls(settings: RankTable) -> dict[str, dict[str, list[Configuration]]]:
+    """The choices of all controls, by setting and kind."""
+    asked = [(name, kind) for name, setting in settings.settings.items() for kind in setting.controls]
+    jobs = [Job(control, Control(setting=settings.settings[name], kind=kind)) for name, kind in asked]
+    found: dict[str, dict[str, list[Configuration]]] = {name: {} for name in settings.settings}
+    for (name, kind), choices in zip(asked, measure(jobs, "controls"), strict=True):
+        found[name][kind] = choices
+    return found
+
+
+def _searched(settings: RankTable) -> dict[str, Rows]:
     """The histories of all searches, and what uniform scores under their seeds, by setting."""
     jobs = [
-        (history, {"name": name, "setting": setting, "allocator": kind, "seed": seed})
+        Job(history, Searched(name=name, setting=setting, allocator=kind, seed=seed))
         for name, setting in settings.settings.items()
         for kind in ("uniform", *setting.all_searchers)
         # Seeds side by side: searchers of one seed begin with the same vectors and would wait for each other.
         for seed in setting.search_seeds
     ]
     found: dict[str, Rows] = {setting: [] for setting in settings.settings}
-    for rows in measure(jobs, workers, "searches"):
+    for rows in measure(jobs, "searches"):
         found[rows[0]["setting"]] += rows
     return found
 
 
-def history(name: str, setting: Setting, allocator: str, seed: int) -> Rows:
-    """One search, or the uniform choice under its seed: what the workers are asked for."""
-    problem, about = Problem(setting), {"setting": name, "allocator": allocator, "search_seed": seed}
+class Searched(runs.Params):
+    """A search of one of a setting's allocators under a seed; `name` is what the table calls the setting."""
+
+    name: str
+    setting: Setting
+    allocator: str
+    seed: Seed
+
+
+def history(given: Searched) -> Rows:
+    """One search, or the uniform choice under its seed."""
+    setting, allocator, seed = given.setting, given.allocator, given.seed
+    problem, about = Problem(setting), {"setting": given.name, "allocator": allocator, "search_seed": seed}
     if allocator == "uniform":
         (uniform,) = problem.control("uniform")
         loss = recover(problem.recovery(uniform, seed)).metrics["search_loss"]
@@ -164,11 +197,10 @@ def _trial(problem: Problem, order: int, choice: Configuration, trial: search.Tr
     }
 
 
-def _choices(problem: Problem, searched: Rows) -> list[Chosen]:
+def _choices(problem: Problem, controls: Mapping[str, list[Configuration]], searched: Rows) -> list[Chosen]:
     """The controls, the choice of every search, and the uniform rank recovered otherwise."""
     setting, chosen = problem.question, []
-    for kind in setting.controls:
-        found = problem.control(kind, setting.random)
+    for kind, found in controls.items():
         chosen += [Chosen(kind, k if len(found) > 1 else None, ranks, {}) for k, ranks in enumerate(found)]
     for kind in setting.all_searchers:
         for seed in setting.search_seeds:
@@ -205,26 +237,26 @@ def _row(problem: Problem, choice: Chosen, seed: int, result: runs.Result) -> di
     }
 
 
-def rank_adaptor(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
+def rank_adaptor(settings: RankTable) -> tuple[dict[str, Rows], float]:
     """Which layer, which kind of matrix, which matrix: allocators at the best rate and at the one below."""
-    return table("rank_adaptor", settings, workers)
+    return table("rank_adaptor", settings)
 
 
-def mixed_bits(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
+def mixed_bits(settings: RankTable) -> tuple[dict[str, Rows], float]:
     """Which layer bears few bits: bits of layers within the bytes of uniform ones, at one rank."""
-    return table("mixed_bits", settings, workers)
+    return table("mixed_bits", settings)
 
 
-def rank_settings(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
+def rank_settings(settings: RankTable) -> tuple[dict[str, Rows], float]:
     """The ranks of layers again where other shares were pruned, spread otherwise, and of another model."""
-    return table("rank_settings", settings, workers)
+    return table("rank_settings", settings)
 
 
-def bits_and_ranks(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
+def bits_and_ranks(settings: RankTable) -> tuple[dict[str, Rows], float]:
     """Bits and ranks of layers within the bytes of uniform 4 bits: together, in parts, in turn."""
-    return table("bits_and_ranks", settings, workers)
+    return table("bits_and_ranks", settings)
 
 
-def real_ranks(settings: RankTable, workers: int) -> tuple[dict[str, Rows], float]:
+def real_ranks(settings: RankTable) -> tuple[dict[str, Rows], float]:
     """Ranks of a real language model's layers and kinds of matrices, and bits with them: needs the extra ``gemma``."""
-    return table("real_ranks", settings, workers)
+    return table("real_ranks", settings)

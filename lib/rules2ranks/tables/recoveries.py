@@ -59,21 +59,21 @@ class RecoveryTable(runs.Params):
     scratch: Scratch = Scratch()
 
 
-def recovery_rates(settings: RateTable, workers: int) -> tuple[dict[str, Rows], float]:
+def recovery_rates(settings: RateTable) -> tuple[dict[str, Rows], float]:
     """Every way at every rate and length on every pruning, and what is left without: scores on the search's examples.
 
     A row a run: `setting`, `way`, `lr`, `steps`, `seed` and the scores.
     """
-    return _rates("recovery_rates", settings, workers)
+    return _rates("recovery_rates", settings)
 
 
-def mending_rates(settings: RateTable, workers: int) -> tuple[dict[str, Rows], float]:
+def mending_rates(settings: RateTable) -> tuple[dict[str, Rows], float]:
     """The same for methods that train weights in place, beside LoRA and all weights."""
-    return _rates("mending_rates", settings, workers)
+    return _rates("mending_rates", settings)
 
 
-def _rates(table: str, settings: RateTable, workers: int) -> tuple[dict[str, Rows], float]:
-    measure(stage_jobs("prune", list(settings.prunings.values())), workers, "pruning")
+def _rates(table: str, settings: RateTable) -> tuple[dict[str, Rows], float]:
+    measure(stage_jobs("prune", list(settings.prunings.values())), "pruning")
     rows = [
         {"setting": name, "way": way, "lr": lr, "steps": steps, "seed": seed}
         for name in settings.prunings
@@ -84,7 +84,7 @@ def _rates(table: str, settings: RateTable, workers: int) -> tuple[dict[str, Row
     ]
     for lr in settings.scratch.rates:
         rows += _new(settings.scratch, lr)
-    results = measure(_jobs(rows, settings), workers, "rates")
+    results = measure(_jobs(rows, settings), "rates")
     rows = [row | {name: r.metrics[name] for name in SEARCH} for row, r in zip(rows, results, strict=True)]
     alone = [{"setting": name, "way": ALONE, **pruned_only(pruned)} for name, pruned in settings.prunings.items()]
     return {table: alone + rows}, seconds_of(results)
@@ -108,20 +108,21 @@ def best(table: pd.DataFrame, setting: str, way: str) -> tuple[float, int]:
     return float(lr), int(steps)
 
 
-def recoveries(settings: RecoveryTable, workers: int) -> tuple[dict[str, Rows], float]:
+def recoveries(settings: RecoveryTable) -> tuple[dict[str, Rows], float]:
     """Every way at its best, the pruned model as it is, and a new one of its shape: scores on the report's examples.
 
     A row a run: `setting`, `way`, `lr`, `steps`, `seed` and the scores.
     """
-    return _at_best("recoveries", "recovery_rates", settings, workers)
+    return _at_best("recoveries", "recovery_rates", settings)
 
 
-def mendings(settings: RecoveryTable, workers: int) -> tuple[dict[str, Rows], float]:
+def mendings(settings: RecoveryTable) -> tuple[dict[str, Rows], float]:
     """The same for methods that train weights in place, each at its best in `mending_rates`."""
-    return _at_best("mendings", "mending_rates", settings, workers)
+    return _at_best("mendings", "mending_rates", settings)
 
 
-def _at_best(table: str, rates: str, settings: RecoveryTable, workers: int) -> tuple[dict[str, Rows], float]:
+def _at_best(table: str, rates: str, settings: RecoveryTable) -> tuple[dict[str, Rows], float]:
+    measure(stage_jobs("prune", list(settings.prunings.values())), "pruning")
     tuned, rows = read(rates).table, []
     for name in settings.prunings:
         for way in settings.ways:
@@ -129,7 +130,7 @@ def _at_best(table: str, rates: str, settings: RecoveryTable, workers: int) -> t
             rows += [{"setting": name, "way": way, "lr": lr, "steps": steps, "seed": seed} for seed in settings.seeds]
     if settings.scratch.prunings:
         rows += _new(settings.scratch, best(tuned, "", SCRATCH)[0])
-    results = measure(_jobs(rows, settings), workers, "recoveries")
+    results = measure(_jobs(rows, settings), "recoveries")
     rows = [row | {name: r.metrics[name] for name in REPORT} for row, r in zip(rows, results, strict=True)]
     for name, pruned in settings.prunings.items():
         after = prune(pruned).metrics["after"]
