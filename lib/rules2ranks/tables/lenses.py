@@ -47,7 +47,7 @@ def network(settings: Lenses, what: str, seed: int, *, layers: int, horizon: int
     return InContext.check({"rules": rules, "seed": seed, "layers": layers, "horizon": horizon, "steps": steps})
 
 
-def lenses(settings: Lenses, workers: int) -> tuple[dict[str, Rows], float]:
+def lenses(settings: Lenses) -> tuple[dict[str, Rows], float]:
     """A row for each network and kind of rule, and one for each network, layer and thing to be read off."""
     shapes = [(half, layers, 1) for half in HALVES for layers in settings.layers]
     shapes += [(what, settings.shipped, 1) for what in (SIMPLE, COMPLEX)]
@@ -57,7 +57,7 @@ def lenses(settings: Lenses, workers: int) -> tuple[dict[str, Rows], float]:
         for what, layers, horizon in shapes
         for seed in settings.seeds
     }
-    results = measure(stage_jobs("in_context", list(asked.values())), workers, "rules in context")
+    results = measure(stage_jobs("in_context", asked.values()), "rules in context")
     rows, depths = [], []
     for (what, layers, horizon, seed), result in zip(asked, results, strict=True):
         about = {"learns": what, "layers": layers, "horizon": horizon, "seed": seed}
