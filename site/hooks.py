@@ -1,8 +1,7 @@
-"""What a page changes in what is committed: badges, links, folded code, pictures in words, formulas, docstrings."""
+"""What a page changes in what is committed: badges, links out of the site, pictures in words, formulas, docstrings."""
 
 from __future__ import annotations
 
-import ast
 import inspect
 import posixpath
 import re
@@ -26,8 +25,6 @@ SECTIONS = Config(napoleon_use_rtype=False, napoleon_custom_sections=[("Fields",
 
 #: A constant's value, or a default, of more characters says less than its name.
 LONGEST = 80
-#: A cell that draws is folded from so many lines on: a shorter one is quicker read than opened.
-LONG = 8
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -98,13 +95,11 @@ def mathml(writer: HTML5Translator, node: nodes.math | nodes.math_block) -> None
 
 
 def read(text: str) -> nbformat.NotebookNode:
-    """A notebook whose set-up and drawing is folded away, to be opened by who wants it; pictures have words."""
+    """A notebook whose pictures have words."""
     notebook = nbformat.reads(text, as_version=4)
     for cell in notebook.cells:
         if picture := described(cell):
             cell.metadata["mystnb"] = {"image": picture}
-        if cell.cell_type == "code" and (sets_up(cell.source) or draws(cell)):
-            cell.metadata.setdefault("tags", []).append("hide-input")
     return notebook
 
 
@@ -114,18 +109,6 @@ def described(cell: nbformat.NotebookNode) -> dict[str, str]:
     sizes = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
     wide = {f"{size['width']}px" for size in sizes if "width" in size}
     return told | ({"width": wide.pop()} if len(wide) == 1 else {})
-
-
-def sets_up(source: str) -> bool:
-    """Whether a cell begins with the notebook's imports."""
-    statements = ast.parse(source).body
-    return len(statements) > 1 and isinstance(statements[0], ast.Import | ast.ImportFrom)
-
-
-def draws(cell: nbformat.NotebookNode) -> bool:
-    """Whether all that a long cell shows is a picture."""
-    pictures = ["image/png" in output.get("data", {}) for output in cell.outputs]
-    return bool(pictures) and all(pictures) and len(cell.source.splitlines()) >= LONG
 
 
 # --- docstrings -------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from rules2ranks.stages import parameters
 REPOSITORY = Path(__file__).resolve().parents[1]
 PATHS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 FAST = yaml.safe_load((REPOSITORY / "profiles" / "fast.yaml").read_text(encoding="utf-8"))
-TAGS = {"parameters", "nbval-check-output", "nbval-ignore-output"}
+TAGS = {"parameters", "nbval-check-output", "nbval-ignore-output", "hide-input", "remove-cell"}
 TORCH_FREE = ("10_automata", "11_complexity")
 
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -138,6 +138,14 @@ def test_nothing_that_differs_between_two_runs_is_stored(path: Path) -> None:
 
 
 @each
+def test_pages_fold_what_sets_up_and_leave_out_what_shows_nothing(path: Path) -> None:
+    (setup,) = [cell for cell in cells(path) if ".check(globals())" in cell.source]
+    assert "hide-input" in setup.metadata.get("tags", [])
+    assert tagged(path, "parameters")[0] not in tagged(path, "hide-input")
+    assert tagged(path, "remove-cell") == cells(path)[-1:] and not cells(path)[-1].outputs
+
+
+@each
 def test_kernel_and_size(path: Path) -> None:
     metadata = nbformat.read(path, as_version=4).metadata
     assert metadata.kernelspec.name == "python3"
@@ -221,8 +229,9 @@ def test_nothing_captures_output_in_a_widget(path: Path) -> None:
 # --- the checks themselves --------------------------------------------------------------------------------------
 
 
-def write_notebook(path: Path, source: str, shown: list[dict[str, Any]]) -> None:
+def write_notebook(path: Path, source: str, shown: list[dict[str, Any]], *tags: str) -> None:
     cell = nbformat.v4.new_code_cell(source, execution_count=1, outputs=[nbformat.from_dict(each) for each in shown])
+    cell.metadata.tags = list(tags)
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
 
 
@@ -237,7 +246,7 @@ def test_nbval_compares_what_it_should_and_nothing_else(tmp_path: Path) -> None:
         tmp_path / "11_complexity.ipynb", "import sys\nprint(2)\nprint('34%', file=sys.stderr)", right + noise
     )
     write_notebook(tmp_path / "20_unmarked.ipynb", "print(1 + 1)", wrong)
-    write_notebook(tmp_path / "21_marked.ipynb", "# NBVAL_CHECK_OUTPUT\nprint(1 + 1)", wrong)
+    write_notebook(tmp_path / "21_marked.ipynb", "print(1 + 1)", wrong, "nbval-check-output")
     options = ["-rA", "-q", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "-p", "no:xdist"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "."], cwd=tmp_path, capture_output=True, text=True, timeout=300
