@@ -1,4 +1,4 @@
-"""README.md: its generated parts are as generated, its commands exist, its links lead somewhere."""
+"""README.md and docs/: generated parts are as generated, commands exist, links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -10,18 +10,22 @@ import results
 from rules2ranks import findings
 
 TEXT = readme.README.read_text(encoding="utf-8")
+TIMES = readme.TIMES.read_text(encoding="utf-8")
+DOCS = sorted(readme.TIMES.parent.glob("*.md"))
 
 
-def test_generated_parts_are_up_to_date():
-    assert readme.written(TEXT) == TEXT, "`python workflow/readme.py` renews README.md"
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: page.name)
+def test_generated_parts_are_up_to_date(page: Path):
+    text = page.read_text(encoding="utf-8")
+    assert readme.written(page, text) == text, "`python workflow/readme.py` renews it"
 
 
 def test_a_changed_number_is_noticed():
     changed = TEXT.replace("| r = 0.35 (", "| r = 0.99 (")
     assert changed != TEXT
-    assert readme.written(changed) == TEXT
+    assert readme.written(readme.README, changed) == TEXT
     with pytest.raises(ValueError, match="scorecard"):
-        readme.written(TEXT.replace("<!-- scorecard -->", ""))
+        readme.written(readme.README, TEXT.replace("<!-- scorecard -->", ""))
 
 
 def test_speed_shows_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -43,19 +47,20 @@ def test_speed_shows_what_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
     assert readme.speed().splitlines()[2:] == [without, *training]
 
 
-def test_its_make_targets_exist():
+def test_the_make_targets_exist():
     makefile = (results.REPOSITORY / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, flags=re.M))
-    named = set(re.findall(r"make ([a-z][a-z-]*)", "\n".join(re.findall(r"`[^`]+`|```.*?```", TEXT, flags=re.S))))
+    code = "\n".join(re.findall(r"`[^`]+`|```.*?```", TEXT + TIMES, flags=re.S))
+    named = set(re.findall(r"make ([a-z][a-z-]*)", code))
     assert named
     assert named <= targets
 
 
-def test_its_links_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith(("https://", "#"))]
-    assert links
-    missing = [link for link in links if not (results.REPOSITORY / link).exists()]
-    assert not missing
+@pytest.mark.parametrize("page", [readme.README, *DOCS], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path):
+    found = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    links = [link.partition("#")[0] for link in found if not link.startswith(("https://", "#"))]
+    assert not [link for link in links if not (page.parent / link).exists()]
 
 
 def test_the_library_examples_run(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md: the notebooks, the scorecard, the reference tables, the headline figure.
+"""Writes the generated parts of README.md and docs/times.md, and the headline figure.
 
     python workflow/readme.py
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pandas as pd
 
@@ -19,6 +20,7 @@ from rules2ranks.findings import levels, ranks
 from rules2ranks.stages import parameters
 
 README = results.REPOSITORY / "README.md"
+TIMES = results.REPOSITORY / "docs" / "times.md"
 HEADLINE = results.REPOSITORY / "data" / "reference" / "headline.png"
 BINDER = "https://mybinder.org/v2/gh/rules-to-ranks/rules-to-ranks/HEAD?labpath=notebooks"
 
@@ -111,39 +113,37 @@ def gemma() -> str:
     return f"{findings.markdown(ways)}\n\n{findings.markdown(choices.set_index('setting'))}"
 
 
-BLOCKS = {
-    "notebooks": notebooks,
-    "gemma": gemma,
-    "architectures": architectures,
-    "scorecard": scorecard,
-    "tables": reference_tables,
-    "speed": speed,
+#: What each page has made for it: a part's name, and the function that makes it.
+PAGES = {
+    README: {"scorecard": scorecard, "notebooks": notebooks, "gemma": gemma, "architectures": architectures},
+    TIMES: {"tables": reference_tables, "speed": speed},
 }
 
 
-def written(text: str) -> str:
-    """README's text with every generated part as it should be.
+def written(page: Path, text: str) -> str:
+    """A page's text with every generated part as it should be.
 
     Raises:
         ValueError: the text lacks the marks of a part.
     """
-    for name, make in BLOCKS.items():
+    for name, make in PAGES[page].items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"README.md needs one {begin.strip()} and one {end}")
+            raise ValueError(f"{page.name} needs one {begin.strip()} and one {end}")
         before, rest = text.split(begin)
         text = before + begin + make() + "\n" + end + rest.split(end)[1]
     return text
 
 
 def main() -> None:
-    README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(written(page, page.read_text(encoding="utf-8")), encoding="utf-8")
     name = "00_start_here"
     picture = parameters.folder(name, results.values("fast")[name]) / "headline.png"
     if picture.is_file():
         shutil.copyfile(picture, HEADLINE)
     print(
-        "README.md: generated parts are up to date;",
+        "Generated parts of the pages are up to date;",
         "headline too" if picture.is_file() else f"{name} has not run here",
     )
 
