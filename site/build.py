@@ -22,7 +22,7 @@ import measuring  # noqa: E402
 import referring  # noqa: E402
 
 #: What pages are, or include, at the places that their links have in mind.
-READ = ("README.md", "CITATION.cff", "docs", "notebooks", "data/reference/headline.png")
+READ = ("README.md", "CITATION.cff", "docs", "notebooks", "data/reference/headline.png", "data/reference/scorecard.csv")
 
 
 def lay_out(source: Path) -> None:

@@ -20,6 +20,10 @@ def test_generated_parts_are_up_to_date(page: Path):
     assert readme.written(page, text) == text, "`python workflow/readme.py` renews it"
 
 
+def test_the_whole_scorecard_lies_beside_the_tables():
+    assert readme.SCORECARD.read_text(encoding="utf-8") == findings.scorecard().to_csv()
+
+
 def test_a_changed_number_is_noticed():
     changed = TEXT.replace("| r = 0.35 (", "| r = 0.99 (")
     assert changed != TEXT

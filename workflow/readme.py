@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md and docs/times.md, and the headline figure.
+"""Writes the generated parts of README.md and docs/times.md, the whole scorecard as CSV, and the headline figure.
 
     python workflow/readme.py
 
@@ -16,11 +16,12 @@ import pandas as pd
 
 import results
 from rules2ranks import findings, tables
-from rules2ranks.findings import levels, ranks
+from rules2ranks.findings import forests, levels, ranks
 from rules2ranks.stages import parameters
 
 README = results.REPOSITORY / "README.md"
 TIMES = results.REPOSITORY / "docs" / "times.md"
+SCORECARD = results.REPOSITORY / "data" / "reference" / "scorecard.csv"
 HEADLINE = results.REPOSITORY / "data" / "reference" / "headline.png"
 BINDER = "https://mybinder.org/v2/gh/rules-to-ranks/rules-to-ranks/HEAD?labpath=notebooks"
 
@@ -90,9 +91,15 @@ def _times(ratio: float) -> str:
 
 
 def scorecard() -> str:
-    """The rows that answer the questions; notebook 90 has all."""
-    card, whole = findings.scorecard(front=True), findings.scorecard()
-    more = f"The other {len(whole) - len(card)} rows stand in [notebook 90](notebooks/90_scorecard.ipynb)."
+    """The rows that answer the questions, and the notebook that tells of each; notebook 90 has all."""
+    card, whole = findings.scorecard(front=True).drop(columns="how, here"), findings.scorecard()
+    numbers = [forests.group(question).notebook for question in card.index]
+    names = {path.name[:2]: path.name for path in (results.REPOSITORY / "notebooks").glob("*.ipynb")}
+    card["notebook"] = [f"[{number}](notebooks/{names[number]})" for number in numbers]
+    more = (
+        f"The other {len(whole) - len(card)} rows stand in [notebook 90](notebooks/90_scorecard.ipynb), drawn, and in "
+    )
+    more += "[scorecard.csv](data/reference/scorecard.csv)."
     return f"{findings.markdown(card)}\n\n{more}"
 
 
@@ -138,6 +145,7 @@ def written(page: Path, text: str) -> str:
 def main() -> None:
     for page in PAGES:
         page.write_text(written(page, page.read_text(encoding="utf-8")), encoding="utf-8")
+    findings.scorecard().to_csv(SCORECARD)
     name = "00_start_here"
     picture = parameters.folder(name, results.values("fast")[name]) / "headline.png"
     if picture.is_file():
