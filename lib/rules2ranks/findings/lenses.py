@@ -134,7 +134,7 @@ def valley() -> pd.DataFrame:
         }
         row |= {"p of the fall": lines.p_fall, "verdict": ""}
         if layers == settings()["shipped"]:
-            row["verdict"] = "a valley" if max(lines.p_rise, lines.p_fall) < level() else "no valley"
+            row["verdict"] = "a valley" if max(lines.p_rise, lines.p_fall) < level() else "undecided"
         rows[f"{layers} layer{'s' * (layers > 1)}"] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -253,5 +253,11 @@ class ComplexityAndCompression(Notebook, name="40_complexity_and_compression"):
     seed: Seed
 
 
+class FourLenses(Notebook, name="42_four_lenses"):
+    learns: Literal["half 0", "half 1", "simple", "complex"]
+    rule: Rule
+    seed: Seed
+
+
 class Scorecard(Notebook, name="90_scorecard"):
     digits: Annotated[int, Field(ge=1, le=6)]
