@@ -157,14 +157,9 @@ def test_each_part_can_be_switched_off():
 def test_importances_say_where_bits_and_ranks_matter():
     begun = AutoQRA().begin(SPACE, 24, 0)
     importances = np.ones((7, 2))
-    phase, answer = begun._measure_importances(importances), None
-    while True:
-        try:
-            asked = phase.send(answer)
-        except StopIteration:
-            break
-        answer = Trial(asked.point, (loss(SPACE.configuration(asked.point), 0.25),), 0.25)
-        begun._all.setdefault(asked.point, {})[0.25] = answer.scores
+    for asked in begun._measure_importances(importances):
+        for point, fidelity, *_ in asked:
+            begun._all.setdefault(point, {})[fidelity] = (loss(SPACE.configuration(point), fidelity),)
     assert importances[1:, 0].argmax() == 0 and importances[1:, 1].argmax() == 5
 
 

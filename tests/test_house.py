@@ -22,6 +22,7 @@ FLOORS = [
         "runs",
         "snapshots",
         "spreads",
+        "storages",
         "training",
     },
     {"checkpoints", "complexity", "evaluation", "models", "probes", "tasks"},

@@ -165,13 +165,15 @@ def test_what_is_protected_stays_and_operations_are_a_budget_too():
         _ = problem(protect=(4, 4)).space
 
 
-def test_a_search_goes_on_and_is_the_same():
+def test_a_search_goes_on_and_is_the_same(tmp_path):
     given = problem().question
     how = search.SEARCHERS["DarwinLM"](offspring=2, survivors=(1,), shares=(0.0,), judging=0.25)
     found = shapes.search(given, how, limit=2)
     assert [trial.fidelity for trial in found.trials] == [0] * 8
     again = shapes.search(given, how, limit=2, known=found.trials[:4])
     assert again == found
+    for _ in range(2):
+        assert shapes.search(given, how, limit=2, shared=tmp_path / "search.journal") == found
     assert found.chosen.scores == min(trial.scores for trial in found.trials)
 
 

@@ -77,6 +77,17 @@ def test_a_search_goes_on_from_what_is_in_runs_and_each_choice_is_measured_once(
     assert [(m.folder / "provenance.json").stat().st_mtime_ns for m in measured] == when
 
 
+def test_workers_share_a_search_without_a_common_runs(tmp_path, monkeypatch):
+    question, few = problem().question, search.RankAdaptor(offline=2, candidates=4)
+    journal = tmp_path / "search.journal"
+    found = ranks.search(question, few, limit=3, seed=1, shared=journal)
+    assert found == ranks.search(question, few, limit=3, seed=1)
+    monkeypatch.setattr(ranks.Problem, "score", lambda *given: pytest.fail("measured again"))
+    assert ranks.search(question, few, limit=3, seed=1, shared=journal) == found
+    with pytest.raises(pytest.fail.Exception, match="measured again"):  # another seed is another measurement
+        ranks.search(question, few, limit=3, seed=2, shared=journal)
+
+
 def test_targets_are_those_of_the_search_examples():
     for target, sign in (("loss", 1), ("kl", 1), ("accuracy", -1)):
         given = problem(target=target)

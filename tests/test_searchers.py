@@ -273,9 +273,9 @@ def test_a_searcher_is_one_class_with_a_name_and_a_fidelity():
 
         def ask(self):
             if len(self.trials) < 4:
-                return Proposal(points[len(self.trials)], 0.1)
+                return [Proposal(point, 0.1) for point in points[len(self.trials) :]]
             best = min(self.trials, key=lambda trial: trial.scores)
-            return None if len(self.trials) > 4 else Proposal(best.point)
+            return [] if len(self.trials) > 4 else [Proposal(best.point)]
 
     measure, asked = counted(lambda configuration, fidelity: loss(configuration) * fidelity)
     found = search(EIGHT, measure, Halving(), limit=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -10,9 +10,11 @@ from rules2ranks.configuration import Configuration
 from rules2ranks.search import searchers  # noqa: F401  (they enter themselves in SEARCHERS)
 from rules2ranks.search.searcher import SEARCHERS, Searcher
 from rules2ranks.search.space import Point, Space
-from rules2ranks.search.trials import Scores, Search, Trial
+from rules2ranks.search.trials import Proposal, Scores, Search, Trial
 
 Measure = Callable[[Configuration, float], float | Sequence[float]]
+#: Gives a function's scores of proposals, in their order: `map` does, one proposal after the other.
+Workers = Callable[[Callable[[Proposal], Scores], Sequence[Proposal]], Iterable[Scores]]
 Known = Sequence[Trial | tuple[Point, float | Scores]]
 
 
@@ -25,6 +27,7 @@ def search(
     seed: int = 0,
     known: Known = (),
     progress: Callable[[Trial], None] | None = None,
+    workers: Workers = map,
 ) -> Search:
     """Let a searcher look for the point of the space with the lowest score, or for the front of several scores.
 
@@ -32,7 +35,8 @@ def search(
     searcher says how it counts). measure: gets a configuration and a fidelity (1: in full), and returns one score or
     several, finite, of which lower is better; called once per new point and fidelity. known: what was measured before,
     as trials or as (point, score); the trials of an interrupted search go on exactly where it was. progress: gets each
-    newly measured trial.
+    newly measured trial. workers: what measures proposals that need not wait for each other, in place of `map`: that of
+    a pool of threads, say, or `Shared`, which divides them among processes. The trials are the same.
 
     Raises:
         ValueError: an unknown searcher or a limit too low for it; known points outside the space or given twice; scores
@@ -50,14 +54,20 @@ def search(
     for trial in _known(space, known):
         note(trial)
     found = {(trial.point, trial.fidelity): trial.scores for trial in trials}
-    while (proposal := begun.ask()) is not None:
-        point, fidelity, predicted, proposer = proposal
-        new = (point, fidelity) not in found
-        if new:
-            found[point, fidelity] = _scores(measure(space.configuration(point), fidelity), point)
-        note(Trial(point, found[point, fidelity], fidelity, predicted, proposer))
-        if new and progress is not None:
-            progress(trials[-1])
+
+    def measured(proposal: Proposal) -> Scores:
+        return _scores(measure(space.configuration(proposal.point), proposal.fidelity), proposal.point)
+
+    while asked := begun.ask():
+        new = dict.fromkeys(each for each in asked if (each.point, each.fidelity) not in found)
+        scores = iter(workers(measured, list(new)))
+        for proposal in asked:
+            point, fidelity, predicted, proposer = proposal
+            if proposal in new:
+                found[point, fidelity] = next(scores)
+            note(Trial(point, found[point, fidelity], fidelity, predicted, proposer))
+            if proposal in new and progress is not None:
+                progress(trials[-1])
     return Search(tuple(trials), begun.choice)
 
 

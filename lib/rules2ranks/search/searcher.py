@@ -47,8 +47,11 @@ class Searcher(ABC):
         return begun
 
     @abstractmethod
-    def ask(self) -> Proposal | None:
-        """What to measure next, or None: the search is over. Asked again before it is told, it says the same."""
+    def ask(self) -> list[Proposal]:
+        """What to measure next: all that need not wait for each other's scores. Nothing: the search is over.
+
+        Asked again when it was told some of them, in their order, it says the rest.
+        """
 
     def tell(self, trial: Trial) -> None:
         """What came of a proposal, or was known before. Raises ValueError for scores that it cannot take."""
@@ -65,8 +68,8 @@ class Searcher(ABC):
         """
         return None
 
-    def fresh(self, n: int, known: Iterable[Trial]) -> Point | None:
-        """The next of n random points (those of `controls.random` at the seed, n always the same) that is not known."""
+    def fresh(self, n: int, known: Iterable[Trial]) -> list[Point]:
+        """Those of n random points (of `controls.random` at the seed, n always the same) that are not known."""
         self._drawn = self._drawn or random(self.space, n, self.seed)
         points = {trial.point for trial in known}
-        return next((point for point in self._drawn if point not in points), None)
+        return [point for point in self._drawn if point not in points]

@@ -138,6 +138,16 @@ class Problem:
         found = self.score(choice, seed, fidelity)
         return (found, float(self.memory(choice))) if self.question.front else (found,)
 
+    def workers(self, seed: int, shared: str | Path | None) -> searching.Workers:
+        """Who measures: this process alone, or all that share a database or a file."""
+        if shared is None:
+            return map
+        from rules2ranks import storages  # which imports Optuna
+
+        what = {"question": self.question.model_dump(mode="json"), "seed": seed}
+        name = f"ranks {runs.key(what, recover.versions(self.recovery(1, seed)))}"
+        return searching.Shared(storages.connect(shared), name, scores=1 + self.question.front)
+
     def uniform(self, bits: int, rank: int) -> Configuration:
         """All matrices alike."""
         names = self.shapes.matrices
@@ -232,6 +242,7 @@ def search(
     known: Sequence[Trial] = (),
     table: str | Path | None = None,
     progress: Callable[[Trial], None] | None = None,
+    shared: str | Path | None = None,
 ) -> Search:
     """A search for the ranks, or bits and ranks, of a pruned model; measurements are results of `recover` at `seed`.
 
@@ -243,6 +254,8 @@ def search(
         table: a file of more such measurements, see `search.read_trials` (scores as the target wants them: low, but for
             an accuracy).
         progress: called with each new `search.Trial`.
+        shared: a database or a file (see `storages.connect`) by which all workers that make this same search divide its
+            measurements, with a common `runs/` or without (see `search.Shared`). The trials are the same.
 
     Raises:
         ValueError: a table that does not fit, before anything is measured; or as `search.search`.
@@ -254,7 +267,8 @@ def search(
     def measure(configuration: Configuration, fidelity: float) -> tuple[float, ...]:
         return problem.scores(configuration, seed, fidelity)
 
+    known, workers = [*known, *read], problem.workers(seed, shared)
     with training.reproducible(seed):
         return searching.search(
-            problem.space, measure, searcher, limit=limit, seed=seed, known=[*known, *read], progress=progress
+            problem.space, measure, searcher, limit=limit, seed=seed, known=known, progress=progress, workers=workers
         )

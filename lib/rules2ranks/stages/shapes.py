@@ -196,6 +196,20 @@ class Problem:
             return judge(self.question.judging(self.cut(choice), seed, fidelity))
         return recover(self.recovery(choice, seed, fidelity))
 
+    def workers(self, seed: int, shared: str | Path | None) -> searching.Workers:
+        """Who measures: this process alone, or all that share a database or a file."""
+        if shared is None:
+            return map
+        from rules2ranks import storages  # which imports Optuna
+
+        whole = Configuration()
+        if self.question.memory is None:
+            versions = judge.versions(self.question.judging(self.cut(whole), seed))
+        else:
+            versions = recover.versions(self.recovery(whole, seed))
+        name = f"shapes {runs.key({'question': self.question.model_dump(mode='json'), 'seed': seed}, versions)}"
+        return searching.Shared(storages.connect(shared), name, scores=1 + self.question.front)
+
     def control(self, kind: str, number: int = 1, seed: int = 0) -> list[Configuration]:
         """The choices of one of `CONTROLS`; `number` of the random ones."""
         return [self.space.configuration(point) for point in CONTROLS[kind](self, number, seed)]
@@ -273,8 +287,11 @@ def search(
     seed: Seed = 0,
     known: Sequence[Trial] = (),
     progress: Callable[[Trial], None] | None = None,
+    shared: str | Path | None = None,
 ) -> Search:
     """A search for the levels of a model; measurements are results of `judge`, or of `recover`, at `seed`.
+
+    shared: as for `ranks.search`.
 
     Raises:
         ValueError: as `search.search`.
@@ -285,7 +302,8 @@ def search(
         kl = problem.score(configuration, seed, question.trained * fidelity)
         return (kl, float(problem.memory(configuration))) if question.front else (kl,)
 
+    workers = problem.workers(seed, shared)
     with training.reproducible(seed):
         return searching.search(
-            problem.space, measure, searcher, limit=limit, seed=seed, known=known, progress=progress
+            problem.space, measure, searcher, limit=limit, seed=seed, known=known, progress=progress, workers=workers
         )

@@ -66,18 +66,18 @@ class Additive(Searcher, name="additive"):
 
     least = 3
 
-    def ask(self) -> Proposal | None:
+    def ask(self) -> list[Proposal]:
         # The model's choice may be one of those that it was fitted to, and then stands twice among the trials.
         fitted = [trial for trial in self.trials if trial.proposer != "exact"]
-        if len(fitted) < self.limit:
-            return Proposal(self.fresh(self.limit, fitted), proposer="random")
+        if left := max(0, self.limit - len(fitted)):
+            return [Proposal(point, proposer="random") for point in self.fresh(self.limit, fitted)[:left]]
         if self.trials[-1].proposer == "exact":
-            return None
+            return []
         vectors = features(self.space, [trial.point for trial in fitted])
         model = AdditiveModel.fit(vectors, [trial.scores[0] for trial in fitted])
         point = model.best(self.space)
         predicted = model.predict(features(self.space, [point]))
-        return Proposal(point, predicted=tuple(predicted.tolist()), proposer="exact")
+        return [Proposal(point, predicted=tuple(predicted.tolist()), proposer="exact")]
 
     @property
     def choice(self) -> Trial | None:

@@ -109,14 +109,11 @@ class AutoQRA(Scripted, name="AutoQRA"):
     def _measure_importances(self, importances: Floats) -> Phase:
         """Write, into `importances` (knobs, 2), what more bits and more rank bring of the first score, at most."""
         base = self._cheapest()
-        yield from self._measured(base, self.low, "importance")
+        raised = {(knob, axis): self._raised(base, knob, axis) for knob in self.space.searched for axis in range(2)}
+        yield from self._measured(dict.fromkeys([base, *raised.values()]), self.low, "importance")
         start = self._score(base, self.low)
-        for knob in self.space.searched:
-            for axis in range(2):
-                point = self._raised(base, knob, axis)
-                if point == base or start is None:
-                    continue
-                yield from self._measured(point, self.low, "importance")
+        for (knob, axis), point in raised.items():
+            if point != base and start is not None:
                 found = self._score(point, self.low)
                 importances[knob, axis] = max(start[0] - found[0], 0.0) if found else 0.0
         scale = importances[list(self.space.searched)].max()
@@ -188,15 +185,14 @@ class AutoQRA(Scripted, name="AutoQRA"):
 
     def _generation(self, members: list[Point]) -> Phase:
         """Measure the members at the first fidelity, and those that promise most in full."""
-        for point in members:
-            yield from self._measured(point, self._first_fidelity, "evolution")
+        yield from self._measured(dict.fromkeys(members), self._first_fidelity, "evolution")
         if not self.fidelities:
             return
         waiting = [point for point in members if self._score(point, self.low) and 1.0 not in self._all[point]]
         promise = self._promises(waiting)
         objectives = [(value, *self._score(p, self.low)[1:]) for p, value in zip(waiting, promise, strict=True)]
-        for place in evolution.selected(objectives, self.promoted) if waiting else []:
-            yield from self._measured(waiting[place], 1.0, "promoted", promise[place])
+        chosen = evolution.selected(objectives, self.promoted) if waiting else []
+        yield from self._measured({waiting[place]: promise[place] for place in chosen}, 1.0, "promoted")
 
     def _promises(self, points: list[Point]) -> list[float]:
         """The first score in full, as the surrogate sees it, or at the low fidelity, where there is none."""
@@ -252,7 +248,7 @@ class AutoQRA(Scripted, name="AutoQRA"):
             if not near:
                 return
             best, predicted = self._most_promising(full, near)
-            yield from self._measured(best, 1.0, "trust region", predicted)
+            yield from self._measured({best: predicted}, 1.0, "trust region")
 
     def _most_promising(self, full: list[Trial], near: list[Point]) -> tuple[Point, float]:
         """The neighbour with the largest expected improvement of the first score, and what that score should be."""

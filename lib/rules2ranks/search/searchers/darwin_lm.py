@@ -62,8 +62,8 @@ class DarwinLM(Scripted, name="DarwinLM"):
             if len(living) == 1:
                 return
             for share, number in zip(self.shares, self.survivors, strict=True):
-                for point in living:
-                    yield from self._measured(point, share, "evolution" if share == self.shares[0] else "survivor")
+                word = "evolution" if share == self.shares[0] else "survivor"
+                yield from self._measured(dict.fromkeys(living), share, word)
                 judged = [point for point in living if self._score(point, share)]
                 if len(judged) < len(living):  # nothing is left to spend
                     return

@@ -34,12 +34,12 @@ class InTurn(Searcher, name="bits, then ranks"):
         begun._second = False
         return begun
 
-    def ask(self) -> Proposal | None:
+    def ask(self) -> list[Proposal]:
         asked = self._inner.ask()
-        if asked is None and not self._second and self._inner.trials:
+        if not asked and not self._second and self._inner.trials:
             self._turn()
             asked = self._inner.ask()
-        return None if asked is None else asked._replace(point=self._outer(asked.point))
+        return [proposal._replace(point=self._outer(proposal.point)) for proposal in asked]
 
     def tell(self, trial: Trial) -> None:
         super().tell(trial)

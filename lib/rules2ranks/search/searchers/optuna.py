@@ -23,7 +23,7 @@ class Optuna(Searcher):
 
     A point that does not fill the budget is moved to the nearest that does, and the sampler is told that one's scores.
     So it is, at no cost, of points that were measured already. The first point is random search's: only its scores
-    say how many there are.
+    say how many there are. One point is asked for at a time.
     """
 
     several = True
@@ -37,19 +37,19 @@ class Optuna(Searcher):
         begun._study, begun._asked = None, None
         return begun
 
-    def ask(self) -> Proposal | None:
+    def ask(self) -> list[Proposal]:
         if len(self.trials) >= self.limit:
-            return None
+            return []
         if self._study is None:
-            return Proposal(self.fresh(1, ()), proposer=self.name)
+            return [Proposal(self.fresh(1, ())[0], proposer=self.name)]
         known = {trial.point: trial.scores for trial in self.trials}
         for _ in range(STALE):
             asked, point = self._asked or self._sample()
             if point not in known:
                 self._asked = asked, point
-                return Proposal(point, proposer=self.name)
+                return [Proposal(point, proposer=self.name)]
             self._study.tell(asked, known[point])
-        return None
+        return []
 
     def tell(self, trial: Trial) -> None:
         if trial.fidelity != 1:

@@ -12,6 +12,6 @@ class RandomSearch(Searcher, name="random search"):
 
     several = True
 
-    def ask(self) -> Proposal | None:
-        point = self.fresh(self.limit, self.trials) if len(self.trials) < self.limit else None
-        return None if point is None else Proposal(point, proposer="random")
+    def ask(self) -> list[Proposal]:
+        left = max(0, self.limit - len(self.trials))
+        return [Proposal(point, proposer="random") for point in self.fresh(self.limit, self.trials)[:left]]

@@ -38,14 +38,13 @@ class RankAdaptor(Searcher, name="RankAdaptor"):
     def least(self) -> int:
         return self.offline
 
-    def ask(self) -> Proposal | None:
+    def ask(self) -> list[Proposal]:
         online = sum(trial.proposer == "online" for trial in self.trials)
-        if len(self.trials) - online < self.offline:
-            point = self.fresh(self.offline, self.trials)
-            if point is not None:
-                return Proposal(point, proposer="offline")
+        left = max(0, self.offline + online - len(self.trials))
+        if left and (points := self.fresh(self.offline, self.trials)):
+            return [Proposal(point, proposer="offline") for point in points[:left]]
         if online >= self.limit - self.offline or self._agrees():
-            return None
+            return []
         return self._propose(online)
 
     def _agrees(self) -> bool:
@@ -55,7 +54,7 @@ class RankAdaptor(Searcher, name="RankAdaptor"):
             return False
         return abs(last.predicted[0] - last.scores[0]) <= self.tolerance
 
-    def _propose(self, turn: int) -> Proposal | None:
+    def _propose(self, turn: int) -> list[Proposal]:
         """The unmeasured candidate with the best prediction."""
         points, scores = [trial.point for trial in self.trials], [trial.scores[0] for trial in self.trials]
         randomness = generator(self.seed, 1, turn)
@@ -63,12 +62,12 @@ class RankAdaptor(Searcher, name="RankAdaptor"):
         pool += draw(self.space, self.candidates - self.candidates // 2, randomness)
         pool = [point for point in dict.fromkeys(pool) if point not in set(points)]
         if not pool:
-            return None
+            return []
         model = PerformanceModel(largest_features(self.space))
         model.fit(features(self.space, points), scores, int(randomness.integers(2**31)))
         predicted = model.predict(features(self.space, pool))
         first = int(np.argmin(predicted))
-        return Proposal(pool[first], predicted=(float(predicted[first]),), proposer="online")
+        return [Proposal(pool[first], predicted=(float(predicted[first]),), proposer="online")]
 
 
 class PerformanceModel:
