@@ -86,12 +86,13 @@ refresh: $(STAMP) ## execute the notebooks, write their outputs back without tim
 	@$(RUN_ENV) python workflow/refresh.py $$NOTEBOOKS
 	@$(RUN_ENV) python workflow/readme.py
 
-bench: $(STAMP) ## measure kernels, training, recovery and what pruning saves, into data/reference/bench*.csv
+bench: $(STAMP) ## measure kernels, training, recovery, what pruning saves, how cost grows, into data/reference/bench*.csv
 	@$(RUN_ENV) python tests/bench/automata.py
 	@$(RUN_ENV) python tests/bench/training.py
 	@$(RUN_ENV) python tests/bench/recovery.py
 	@$(RUN_ENV) python tests/bench/pruning.py
 	@$(RUN_ENV) python tests/bench/real.py
+	@$(RUN_ENV) python tests/bench/scale.py
 
 $(SITE_STAMP): site/requirements.txt requirements.txt
 	$(call new_venv,$(SITE_VENV))

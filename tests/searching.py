@@ -26,7 +26,7 @@ def front(measure, workers=map) -> Search:
     return search(EIGHT, measure, searcher, limit=20, seed=3, workers=workers)
 
 
-def work(place: str, folder: Path, seconds: float = SECONDS, patience: float = 3.0) -> None:
+def work(place: str, folder: Path, seconds: float = SECONDS, patience: float = 5.0) -> None:
     """One of several workers: note each measurement in `begun` before it is made, and at the end the trials."""
 
     def measure(configuration, fidelity):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 _DATA = {".csv", ".json", ".safetensors"}
 # Results are compared with the expected values, never made from them; no notebook reads how fast anything is.
-_UNREAD = {"expected", "bench.csv", "bench_training.csv", "bench_recovery.csv"}
+_UNREAD = {"expected", "bench.csv", "bench_training.csv", "bench_recovery.csv", "bench_scale.csv"}
 
 
 def code(source: str) -> str:

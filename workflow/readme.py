@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md and docs/times.md, the whole scorecard as CSV, and the headline figure.
+"""Writes the generated parts of README.md and docs/, the whole scorecard as CSV, and the headline figure.
 
     python workflow/readme.py
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 import results
+import scaling
 from rules2ranks import findings, tables
 from rules2ranks.findings import forests, levels, ranks
 from rules2ranks.stages import parameters
@@ -124,6 +125,7 @@ def gemma() -> str:
 PAGES = {
     README: {"scorecard": scorecard, "notebooks": notebooks, "gemma": gemma, "architectures": architectures},
     TIMES: {"tables": reference_tables, "speed": speed},
+    results.REPOSITORY / "docs" / "scaling.md": scaling.BLOCKS,
 }
 
 
