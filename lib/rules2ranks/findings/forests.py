@@ -23,11 +23,17 @@ class Group(NamedTuple):
     axis: str
     asks: str
     leave_out: str = "$^"
+    level: str = "95 %"
 
 
 _LOSS = "loss against"
+#: Of seven tests at 5 % together.
+_SEVENTH = "99.3 %"
 #: In the order in which they are asked whether a question is theirs.
 GROUPS = (
+    Group("Complexity-OoD", "42", "difference in known cells right", "^Complexity-OoD", "^.*: |, cells.*", _SEVENTH),
+    Group("Concept depth", "42", "layers", "^Concept depth", "^.*: ", _SEVENTH),
+    Group("COAST", "42", "correlation", "^COAST", "^.*: ", _SEVENTH),
     Group("The order of ways on a real model", "39", "rank correlation", "order of ways", "^The order.* small Llama, "),
     Group("What networks bear", "40", "change when one thing is changed", "networks bear", "^Criterion: "),
     Group(
@@ -113,7 +119,7 @@ def forest(ax: Axes, rows: pd.DataFrame) -> Axes:
     ax.plot(rows.theirs, place, "D", color=figures.PALETTE["red"], ms=6)
     beside = ", ◆ the paper's number" if rows.theirs.notna().any() else ""
     ax.axvline(1 if percent else 0, color=figures.PALETTE["ink"], ls=":", lw=1.2)
-    ax.set(xlabel=f"{one.axis}{', %' if percent else ''} [95 %]", title=f"{title} → {one.notebook}{beside}")
+    ax.set(xlabel=f"{one.axis}{', %' if percent else ''} [{one.level}]", title=f"{title} → {one.notebook}{beside}")
     return _in_percent(ax) if percent else ax
 
 

@@ -151,7 +151,7 @@ def steps() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 def shorter() -> pd.DataFrame:
     """COAST, as tested: the step's correlation over rules and within them."""
     step, _, steady = steps()
-    over = evaluation.correlation(lz76().loc[step.index], step)
+    over = evaluation.correlation(lz76().loc[step.index], step, level=1 - level())
     steady = steady.dropna()
     within = evaluation.crossed(steady, level=1 - level())
     rows = {
