@@ -103,6 +103,14 @@ def leads(path: Path, link: str) -> bool:
     return target.is_file() and unquote(place) in read(target).places
 
 
+def test_a_term_is_linked_where_it_first_stands_and_a_paper_too(site: Path) -> None:
+    text = (site / "notebooks" / "22_edge_of_chaos.html").read_text(encoding="utf-8")
+    article = text[text.index("<article") : text.index("</article")]
+    for link in ("../glossary.html#term-LZ76", "../glossary.html#term-linear-loss", "https://arxiv.org/abs/2410.02536"):
+        assert article.count(f'href="{link}"') == 1, link
+    assert "#term-" not in (site / "api" / "complexity.html").read_text(encoding="utf-8")
+
+
 def test_no_page_fails_asks_another_host_or_scrolls_sideways(site: Path, page: Page) -> None:
     wrong: list[tuple[str, str]] = []
     name = ""

@@ -20,7 +20,7 @@ author = "The Rules to Ranks authors"
 copyright = f"{author}; code Apache-2.0, text and figures CC-BY-4.0"
 html_title = project
 
-extensions = ["myst_nb", "sphinx_design", "sphinx_copybutton", "sphinx.ext.autodoc", "hooks"]
+extensions = ["myst_nb", "sphinx_design", "sphinx_copybutton", "sphinx.ext.autodoc", "hooks", "linking"]
 exclude_patterns = ["README.md"]  # parts of it are included in pages
 
 # --- notebooks and pages in Markdown ----------------------------------------------------------------------------
