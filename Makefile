@@ -11,10 +11,11 @@ PROFILE   ?= fast
 EXECUTOR  ?= local
 TABLES    ?=
 EXTRAS    ?=
+LOCKED    ?=
 PIP_ARGS  ?=
 NOTEBOOKS ?=
 # What a user says is never a part of a command, to make or to a shell: it reaches both as the value of a variable.
-SAID := PYTHON CORES PROFILE EXECUTOR TABLES EXTRAS PIP_ARGS NOTEBOOKS
+SAID := PYTHON CORES PROFILE EXECUTOR TABLES EXTRAS LOCKED PIP_ARGS NOTEBOOKS
 $(foreach name,$(SAID),$(eval override $(name) := $$(value $(name))))
 export $(SAID)
 
@@ -28,11 +29,20 @@ ASKED := $(sort $(subst $(comma), ,$(EXTRAS)))
 ifneq ($(filter-out $(ALLOWED),$(ASKED)),)
 $(error EXTRAS takes some of $(ALLOWED), with commas between them, and not '$(EXTRAS)')
 endif
+ifneq ($(filter-out 1,$(LOCKED)),)
+$(error LOCKED takes 1 or nothing, and not '$(LOCKED)')
+endif
+ifneq ($(if $(LOCKED),$(ASKED)),)
+$(error LOCKED=1 installs what requirements.lock holds, and that is none of the EXTRAS)
+endif
+REQUIRED := $(if $(LOCKED),--require-hashes -r requirements.lock,-r requirements.txt)
 # One stamp per set of extras: asking for more of them installs again.
-STAMP := $(VENV)/.installed$(if $(ASKED),-$(subst $(space),-,$(ASKED)))
+STAMP := $(VENV)/.installed$(if $(LOCKED),-locked)$(if $(ASKED),-$(subst $(space),-,$(ASKED)))
 
 SITE_VENV  := .venv-site
 SITE_STAMP := $(SITE_VENV)/.installed
+SUPPLY_VENV  := .venv-supply
+SUPPLY_STAMP := $(SUPPLY_VENV)/.installed
 
 # One thread in everything that is compared; two notebooks or tests run side by side instead.
 RUN_ENV = PATH="$$PWD/$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
@@ -49,25 +59,26 @@ define new_venv
 @echo "Installing into $(1): a few minutes the first time"
 endef
 
-.PHONY: help install reproduce test test-slurm reference refresh bench lab site clean
+.PHONY: help install reproduce test torture test-slurm reference refresh bench lab site lock audit clean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3.11] [CORES=2] [PROFILE=fast|laptop|gpu] [EXECUTOR=local|slurm|kubernetes]"
-	@echo "     [EXTRAS=llm,chess] [PIP_ARGS=...]"
+	@echo "     [EXTRAS=llm,chess] [LOCKED=1] [PIP_ARGS=...]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do \
 		printf '%-12s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo "PIP_ARGS goes to pip as it is: an index that holds the CPU build of PyTorch, for example."
+	@echo "LOCKED=1 installs only files whose hash stands in requirements.lock: PyPI's, for Linux x86-64."
 
 install: $(STAMP) ## make .venv and install the exact versions of requirements.txt into it
 
-$(STAMP): requirements.txt pyproject.toml
+$(STAMP): requirements.txt pyproject.toml $(if $(LOCKED),requirements.lock)
 	$(call new_venv,$(VENV))
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $$PIP_ARGS -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $$PIP_ARGS $(REQUIRED)
 	@# setuptools is pinned above, so the package itself is built without fetching anything.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $$PIP_ARGS -c requirements.txt \
 		--no-build-isolation -e ".$(if $(ASKED),[$(subst $(space),$(comma),$(ASKED))])"
-	@touch $(STAMP)
+	@touch $(VENV)/.installed $(STAMP)
 
 reproduce: $(STAMP) ## run every notebook (PROFILE=fast: minutes on a laptop CPU); called again it goes on or does nothing
 	@$(RUN_ENV) python workflow/reproduce.py "$$PROFILE" "$$CORES" "$$EXECUTOR"
@@ -104,6 +115,17 @@ site: $(SITE_STAMP) ## build the site, with all notebooks as they are committed,
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@PATH="$$PWD/$(BIN):$$PATH" jupyter lab --notebook-dir=notebooks
+
+$(SUPPLY_STAMP): tests/supply/requirements.txt
+	$(call new_venv,$(SUPPLY_VENV))
+	@$(SUPPLY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $$PIP_ARGS -r $<
+	@touch $@
+
+lock: $(SUPPLY_STAMP) ## renew requirements.lock from requirements.txt
+	@PATH="$$PWD/$(SUPPLY_VENV)/bin:$$PATH" tests/supply/lock
+
+audit: $(SUPPLY_STAMP) ## ask which pinned versions have known vulnerabilities
+	@PATH="$$PWD/$(SUPPLY_VENV)/bin:$$PATH" python tests/supply/audit.py
 
 clean: ## remove caches and the results of tests; your other results in runs/ and the environments stay
 	rm -rf runs/test runs/test-slurm .pytest_cache .ruff_cache .hypothesis .snakemake build *.egg-info lib/*.egg-info
