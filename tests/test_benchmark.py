@@ -270,9 +270,9 @@ def test_a_model_of_ones_own_is_measured_whole_pruned_and_recovered(of_ones_own,
         ({"task_folder": {"folder": "none"}}, r"there is no folder .+none"),
         ({"tasks": []}, "parameter 'tasks' = .*: Tuple should have at least 1 item"),
         ({"fewshot": -1}, "parameter 'fewshot' = -1"),
-        ({"of": {"pruned": {}, "rank": 2}}, "'of.recovered' = .* unknown parameter 'rank': did you mean 'ranks'"),
-        ({"of": {"model": "x"}}, "'of.whole' = .* parameter 'data' is missing"),
-        ({"of": {"ratoi": 0.5}}, "'of.pruned' = .* unknown parameter 'ratoi': did you mean 'ratio'"),
+        ({"of": {"pruned": {}, "rank": 2}}, "'of' = .* unknown parameter 'rank': did you mean 'ranks'"),
+        ({"of": {"model": "x"}}, "'of' = .* parameter 'data' is missing"),
+        ({"of": {"ratoi": 0.5}}, "'of' = .* unknown parameter 'ratoi': did you mean 'ratio'"),
     ],
 )
 def test_mistakes_are_told_before_any_work(of_ones_own, change, said):

@@ -403,15 +403,15 @@ def test_a_base_is_told_by_its_names():
     ],
 )
 def test_mistakes_are_told_before_any_work(home, change, said):
-    with pytest.raises(ParameterError, match=f"parameter 'base.own' = .*{said}"):
+    with pytest.raises(ParameterError, match=f"parameter 'base' = .*{said}"):
         stages.prune(base=of(home) | change)
 
 
 def test_mistakes_in_other_bases_are_told_with_their_names():
     for base, said in [
-        ({"sauce": 30}, "'base.rule' = .* unknown parameter 'sauce': did you mean 'source'"),
-        ({"model": "x"}, "'base.own' = .* parameter 'data' is missing. Allowed are model, data, length"),
-        ("langage", "'base.shipped' = 'langage': Input should be 'language' or 'gemma'"),
+        ({"sauce": 30}, "'base' = .* unknown parameter 'sauce': did you mean 'source'"),
+        ({"model": "x"}, "'base' = .* parameter 'data' is missing. Allowed are model, data, length"),
+        ("langage", "'base' = 'langage': Input should be 'language' or 'gemma'"),
     ]:
         with pytest.raises(ParameterError, match=said):
             stages.prune(base=base)

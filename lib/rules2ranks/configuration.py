@@ -90,6 +90,11 @@ class Shapes:
         return [[matrix.name for matrix in layer] for layer in self.layers]
 
     @property
+    def width(self) -> int:
+        """That of the residual stream: of the layers' first matrices, which read it, the widest input."""
+        return max(layer[0].inputs for layer in self.layers if layer)
+
+    @property
     def parameters(self) -> int:
         """All parameters of the model."""
         biases = sum(matrix.outputs for matrix in self.matrices.values() if matrix.bias)

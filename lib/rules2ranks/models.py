@@ -103,6 +103,12 @@ class TaskGPT(nn.Module):
         return logits.unflatten(-1, (self.cells, self.classes)) if self.kind == "boards" else logits
 
 
+def step_bytes(batch: int, positions: int, layers: int, hidden: int, heads: int, outputs: int) -> float:
+    """What the way back of one training step takes at least: some ten vectors and the attention of each position in
+    each layer, and what the last layer puts out."""
+    return 4.0 * batch * positions * (layers * (10 * hidden + heads * positions) + 4 * outputs)
+
+
 def small_llama_config() -> LlamaConfig:
     """The shapes of `small_llama`: heads as wide as 16 and a rope base as small as 100 suit some twenty tokens."""
     return LlamaConfig(

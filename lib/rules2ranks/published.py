@@ -1,5 +1,6 @@
 """The papers' numbers, each with its source, and the folder of small data files they live in."""
 
+import hashlib
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,25 @@ def data_folder() -> Path:
     return folder
 
 
+@cache
+def shipped(name: str) -> Path:
+    """A file of `data/` by its name there, after it was compared, once a process, with its line in `SHA256SUMS`.
+
+    Raises:
+        ValueError: it is missing, torn or altered.
+    """
+    folder = data_folder()
+    lines = (line.split(maxsplit=1) for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines())
+    noted = {file: digest for digest, file in lines}
+    path = folder / name
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != noted.get(name):
+        raise ValueError(
+            f"{path} is missing, torn or altered: `git restore data/{name}` brings it back (if it was meant to change, "
+            "its line in data/SHA256SUMS has to)"
+        )
+    return path
+
+
 def names() -> list[str]:
     """Names of the published tables, in alphabetical order."""
     return sorted(file.stem for file in (data_folder() / "published").glob("*.csv"))
@@ -48,4 +68,4 @@ def table(name: str) -> pd.DataFrame:
 def _read(name: str) -> pd.DataFrame:
     if name not in names():
         raise ValueError(f"no published table {name!r}: expected one of {names()}")
-    return pd.read_csv(data_folder() / "published" / f"{name}.csv", dtype={"value": float, "setting": str})
+    return pd.read_csv(shipped(f"published/{name}.csv"), dtype={"value": float, "setting": str})

@@ -39,6 +39,7 @@ __all__ = [
     "load",
     "only_finds",
     "only_found",
+    "only_one",
     "root",
     "seal",
     "sha256",
@@ -233,8 +234,8 @@ def threads() -> int:
 
 
 @contextlib.contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """One maker per key; a second comer says that it waits, and then finds the result."""
+def only_one(lock: Path) -> Iterator[None]:
+    """One maker at a time, by a lock on this file; a second comer says that it waits, and then finds what was made."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     turn = FileLock(lock)
     try:
@@ -289,7 +290,7 @@ def find_or_make(name: str, params: Mapping[str, Any], versions: str, make: Call
         return found
     if only_finds():
         raise Missing(name, params)
-    with _only_one(folder.with_name(f".{folder.name}.lock")):
+    with only_one(folder.with_name(f".{folder.name}.lock")):
         if folder.is_dir():
             if found := _load_or_none(folder):
                 return found

@@ -11,9 +11,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-#: What a training notes beside its tensors.
-NOTED = {"steps", "history", "losses"}
-
 
 def write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
     """Write tensors, and what is noted beside them, with a digest of both, in place of the file before."""
@@ -25,14 +22,15 @@ def write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None
     os.replace(beside, path)
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """What `write` wrote; None if it is damaged: then it is named, and put aside."""
+def read(path: Path, noted: set[str]) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """What `write` wrote, with what is `noted` beside the tensors; None if it is damaged: then it is named, and put
+    aside."""
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        noted = about.pop("sha256", None)  # older ones have none
-        if noted not in (None, _digest(tensors, about)) or about.keys() != NOTED:
+        digest = about.pop("sha256", None)  # older ones have none
+        if digest not in (None, _digest(tensors, about)) or about.keys() != noted:
             raise ValueError("its content is not what was written")
     except (SafetensorError, ValueError) as error:
         aside = path.with_name(f".{path.name}.damaged")

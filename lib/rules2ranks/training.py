@@ -25,6 +25,8 @@ Loss = Callable[[nn.Module, Any], Tensor]
 Rate = Callable[[int], float]
 #: Largest norm of a model's gradient: what is larger is scaled down to it.
 CLIP = 1.0
+#: What a checkpoint notes beside its tensors.
+NOTED = {"steps", "history", "losses"}
 #: Seconds between two checkpoints of a training under way.
 CHECKPOINT_SECONDS = 15.0
 
@@ -52,7 +54,7 @@ def check_memory(needed: float, what: str) -> None:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         sizes = f"about {needed / 2**30:,.0f} GiB to train, and there are {there / 2**30:,.0f}"
-        raise ValueError(f"{what} needs {sizes}: a smaller batch, fewer rows or a smaller network would fit")
+        raise ValueError(f"{what} needs {sizes}: smaller ones would fit")
 
 
 def on_device(arrays: Iterable[np.ndarray]) -> tuple[Tensor, ...]:
@@ -343,7 +345,7 @@ class _Run:
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint, or begin anew where it is damaged."""
-        if (found := snapshots.read(path)) is None:
+        if (found := snapshots.read(path, NOTED)) is None:
             return
         tensors, about = found
         self._check(path, tensors, about)

@@ -11,7 +11,7 @@ from rules2ranks import automata, published
 
 @cache
 def _wolfram_table() -> pd.DataFrame:
-    return pd.read_csv(published.data_folder() / "wolfram_classes.csv", index_col="rule")
+    return pd.read_csv(published.shipped("wolfram_classes.csv"), index_col="rule")
 
 
 def wolfram_classes() -> pd.DataFrame:

@@ -40,7 +40,7 @@ class Searcher(ABC):
 
         Raises ValueError for too low a limit.
         """
-        if limit < self.least:
+        if not isinstance(limit, int) or limit < self.least:
             raise ValueError(f"limit must be at least {self.least} for {self.name}, got {limit}")
         begun = copy.copy(self)
         begun.space, begun.limit, begun.seed, begun.trials, begun._drawn = space, limit, seed, [], []

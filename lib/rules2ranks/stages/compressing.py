@@ -129,11 +129,14 @@ class Recovery(HowRecovered):
         if self.stop is not None and self.stop > self.steps:
             raise ValueError(f"stop ({self.stop}) must not be beyond the schedule's steps ({self.steps})")
         object.__setattr__(self, "stop", None if self.stop == self.steps else self.stop)
+        shapes = subject(self.base).shapes
         for field, unsaid in (("ranks", 0), ("bits", 16)):
-            chosen = by_matrix(getattr(self, field), subject(self.base).shapes.names, unsaid)
+            chosen = by_matrix(getattr(self, field), shapes.names, unsaid)
             if isinstance(self.pruned, Cut):  # a part without groups has no matrices
                 chosen = {name: value for name, value in chosen.items() if name in self.pruned.shapes.matrices}
             object.__setattr__(self, field, chosen)
+        if (most := max(self.ranks.values(), default=0)) > shapes.width:
+            raise ValueError(f"ranks must be from 0 to the model's width {shapes.width}, got {most}")
         return self
 
 
@@ -263,6 +266,7 @@ def recover(work: Path, given: Recovery) -> dict:
     about, method = subject(given.base), recovery.METHODS[given.method]
     if not given.ranks:
         return _as_it_is(given, about)
+    training.check_memory(about.step_bytes(given.batch), f"recovery with batch={given.batch}")
     checkpoint = work / CHECKPOINT if method.resumes else None
     if checkpoint and not checkpoint.is_file() and (sooner := _stopped_sooner(given)):
         shutil.copyfile(sooner.file(CHECKPOINT), checkpoint)

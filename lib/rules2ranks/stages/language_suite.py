@@ -63,6 +63,13 @@ def language_scores(model: nn.Module, pair: tuple[Tensor, Tensor]) -> dict[str, 
     return {"loss": loss, "accuracy": float(np.mean(list(by_task.values()))), **by_task}
 
 
+def step_bytes(batch: int) -> float:
+    """What one training step takes at least on a batch of so many pairs."""
+    of = models.small_llama_config()
+    sizes = (of.num_hidden_layers, of.hidden_size, of.num_attention_heads, of.vocab_size)
+    return models.step_bytes(batch, suite.LENGTH, *sizes)
+
+
 @runs.stage(version=1)
 def language(work: Path, given: LanguageTraining) -> dict:
     """Train the small Llama on the seven symbolic tasks.
@@ -70,6 +77,7 @@ def language(work: Path, given: LanguageTraining) -> dict:
     Metrics: loss in nats over answer tokens, accuracy per task and on average, the history. Files: the model in
     transformers' own form, `config.json` and `model.safetensors`.
     """
+    training.check_memory(step_bytes(given.batch), f"training with batch={given.batch}")
     model = models.small_llama(given.seed).to(training.device())
     held_out = language_pairs(700, draw_seed(given.seed, 1, 0), "validation")
     watch = training.Watch(evaluate=lambda m: language_scores(m, held_out), every=max(1, given.steps // 20))

@@ -1,7 +1,6 @@
 """The stage that learns a rule: pretraining, one network at a time or several side by side."""
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,17 +10,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rules2ranks import models, runs, training
+from rules2ranks import models, runs, snapshots, training
 from rules2ranks.gpt2 import Mask
 from rules2ranks.stages.ranges import Rate, Rule, Seed, Size, Steps
 from rules2ranks.tasks import rows as automaton_rows
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "model.safetensors"
+#: Windows that a network is validated on.
+HELD_OUT = 128
 #: A rule counts as learnt when so many of the cells that the rows in sight determine are predicted right.
 LEARNT = 0.99
 #: How many networks train side by side on a GPU: so many parameters in all, and no more than so many networks.
@@ -107,8 +106,8 @@ def by_step(body: Pretraining, split: int) -> Callable[[int], np.ndarray]:
 
 
 def held_out(body: Pretraining) -> np.ndarray:
-    """128 windows of automata that training never sees, from eight times of the run."""
-    return np.concatenate([draw(body, 16, draw_seed(body.seed, 1, place)) for place in range(8)])
+    """Windows of automata that training never sees, from eight times of the run."""
+    return np.concatenate([draw(body, HELD_OUT // 8, draw_seed(body.seed, 1, place)) for place in range(8)])
 
 
 def floats(array: np.ndarray) -> Tensor:
@@ -209,7 +208,9 @@ def pretrain(work: Path, given: Pretraining) -> dict:
     Metrics: `row_scores` of the validation, `crop_floor` (None where it is not defined), whether the rule was `learnt`
     and in how many `steps`, the root mean square of the blocks' matrices, the history. Files: `model.safetensors`.
     """
-    training.check_memory(_bytes(given), f"a network of {given.source}")
+    names = ("width", "rows", "layers", "heads", "hidden", "batch")
+    sizes = ", ".join(f"{name}={getattr(given, name)}" for name in names)
+    training.check_memory(_bytes(given), f"pretraining with {sizes}")
     model = untrained(given)
     checkpoint, label = work / CHECKPOINT, f"pretrain {given.source}"
     history = _learn(model, [given], lambda entry: _through(given, entry), checkpoint, label)
@@ -232,7 +233,9 @@ def pretrain_together(bodies: Sequence[Pretraining], at_once: int | None = None)
     for shape, missing in groups.items():
         size = at_once or side_by_side(shape)
         for begin in range(0, len(missing), size):
-            _pretrain_group(missing[begin : begin + size])
+            group = missing[begin : begin + size]
+            with runs.only_one(_together(group).with_suffix(".lock")):
+                _pretrain_group(group)
     return [pretrain(body) for body in bodies]
 
 
@@ -247,11 +250,16 @@ def _numbers(body: Pretraining) -> int:
 
 
 def _bytes(body: Pretraining) -> float:
-    """What a step of training takes at least: weights, gradients, Adam's moments, and what blocks keep of a batch."""
-    # Of each row a block keeps some ten vectors for the way back, and the attention of its heads.
-    kept = body.layers * (10 * body.hidden + body.heads * body.rows) + 4 * body.width
+    """What training takes at least: weights, gradients, Adam's moments, a step, and the rows that are held out."""
     parameters = _numbers(body) + 2 * body.width * body.hidden
-    return 4.0 * (4 * parameters + body.batch * body.rows * kept)
+    # As bytes and as floats, with the same number of scores beside them.
+    held_out = HELD_OUT * (body.rows + 1) * body.width * 9
+    return 16.0 * parameters + max(step_of(body, body.batch), held_out)
+
+
+def step_of(body: Pretraining, batch: int) -> float:
+    """What one training step takes at least on a batch of so many automata, in bytes."""
+    return models.step_bytes(batch, body.rows, body.layers, body.hidden, body.heads, body.width)
 
 
 def _pretrain_group(bodies: Sequence[Pretraining]) -> None:
@@ -260,20 +268,19 @@ def _pretrain_group(bodies: Sequence[Pretraining]) -> None:
     A network that is through goes on changing with the others. Its weights are put aside in a file beside the
     checkpoint, where an interrupted training finds them.
     """
-    name = runs.key({"bodies": [body.model_dump(mode="json") for body in bodies]}, pretrain.versions(bodies[0]))
-    checkpoint = runs.root() / pretrain.name / f".together-{name}.safetensors"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = _together(bodies)
     members = [untrained(body) for body in bodies]
     model = training.Together(members)
     files = [checkpoint.with_name(f"{checkpoint.name}.{place}") for place in range(len(bodies))]
-    aside = {place: _from_aside(file) for place, file in enumerate(files) if file.is_file()}
+    aside = {place: kept for place, file in enumerate(files) if file.is_file() and (kept := _from_aside(file))}
 
     def all_through(entry: dict[str, Any]) -> bool:
         for place, body in enumerate(bodies):
             own = {name: value[place] for name, value in entry.items() if name != "step"}
             if place not in aside and _through(body, own):
-                _put_aside(files[place], entry["step"], model.member(place))
-                aside[place] = _from_aside(files[place])
+                state = model.member(place)
+                snapshots.write(files[place], state, {"steps": str(entry["step"])})
+                aside[place] = entry["step"], {name: value.clone() for name, value in state.items()}
         # A training that goes on from an older checkpoint finds some put aside at a step that is still to come.
         return len(aside) == len(bodies) and entry["step"] >= max(steps for steps, _ in aside.values())
 
@@ -298,15 +305,15 @@ def _learnt(body: Pretraining, determined: float | None) -> bool:
     return body.source != "coin" and determined is not None and determined >= LEARNT
 
 
-def _put_aside(file: Path, steps: int, state: dict[str, Tensor]) -> None:
-    beside = file.with_name(f"{file.name}.new")
-    save_file({name: value.contiguous() for name, value in state.items()}, beside, {"steps": str(steps)})
-    os.replace(beside, file)
+def _together(bodies: Sequence[Pretraining]) -> Path:
+    """The checkpoint of networks that are trained side by side."""
+    name = runs.key({"bodies": [body.model_dump(mode="json") for body in bodies]}, pretrain.versions(bodies[0]))
+    return runs.root() / pretrain.name / f".together-{name}.safetensors"
 
 
-def _from_aside(file: Path) -> tuple[int, dict[str, Tensor]]:
-    with safe_open(file, "pt") as kept:
-        return int(kept.metadata()["steps"]), {name: kept.get_tensor(name) for name in kept.keys()}
+def _from_aside(file: Path) -> tuple[int, dict[str, Tensor]] | None:
+    found = snapshots.read(file, {"steps"})
+    return found and (int(found[1]["steps"]), found[0])
 
 
 def _learn(

@@ -30,10 +30,12 @@ from rules2ranks.stages.compressing import Pruned, Pruning, Recovery, begun, loa
 from rules2ranks.stages.cutting import Cut
 from rules2ranks.stages.own_texts import OwnModel, tokenizer_of
 from rules2ranks.stages.ranges import Seed, Size
-from rules2ranks.stages.subjects import SHIPPED, subject
+from rules2ranks.stages.subjects import shipped_model, subject
 from rules2ranks.tasks import language as suite
 
 ADAPTER = "adapter"
+#: What file browsers and network disks leave in any folder.
+_OF_SYSTEMS = (".DS_Store", ".nfs")
 
 
 # --- one folder -------------------------------------------------------------------------------------------------
@@ -91,7 +93,7 @@ def _others(folder: Path) -> str:
     tokenizer = {path.name for path in checkpoints.tokenizer_files(folder)}
     ours = {"config.json", "generation_config.json", "pruning.json", "README.md", "model.safetensors", CODE, ADAPTER}
     names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(name for name in names if name not in ours | tokenizer and not name.startswith("."))
+    return ", ".join(name for name in names if name not in ours | tokenizer and not name.startswith(_OF_SYSTEMS))
 
 
 def recovered_model(recovered: Recovery) -> nn.Module:
@@ -177,8 +179,20 @@ def _readme(recovered: Recovery, scores: Mapping[str, Any], apart: bool, ordinar
         perplexity=scores["perplexity"],
         loads=loads,
         code=code,
-        parameters=json.dumps(recovered.model_dump(mode="json"), indent=1),
+        parameters=json.dumps(_portable(recovered), indent=1),
     )
+
+
+def _portable(recovered: Recovery) -> dict[str, Any]:
+    """The parameters of a recovery with the names of model and texts, wherever they lie: the fingerprint says which."""
+    base = _own(recovered)
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: named(each) for name, each in value.items()}
+        return Path(value).name if value in (base.model, base.data) else value
+
+    return named(recovered.model_dump(mode="json"))
 
 
 def _own(given: Pruning | Cut | Recovery | OwnModel) -> OwnModel:
@@ -210,14 +224,14 @@ class Folder(runs.OfFiles):
 
 def _kind(of: Any) -> str:
     keys = of.keys() if isinstance(of, Mapping) else type(of).model_fields.keys() if isinstance(of, runs.Params) else ()
-    return "recovered" if "pruned" in keys else "whole" if "model" in keys else "pruned"
+    return "(recovered)" if "pruned" in keys else "(whole)" if "model" in keys else "(pruned)"
 
 
 #: A model of your own as it is, pruned, or recovered.
 Of = Annotated[
-    Annotated[OwnModel, BeforeValidator(OwnModel.nested), Tag("whole")]
-    | Annotated[Pruned, Tag("pruned")]
-    | Annotated[Recovery, BeforeValidator(Recovery.nested), Tag("recovered")],
+    Annotated[OwnModel, BeforeValidator(OwnModel.nested), Tag("(whole)")]
+    | Annotated[Pruned, Tag("(pruned)")]
+    | Annotated[Recovery, BeforeValidator(Recovery.nested), Tag("(recovered)")],
     Discriminator(_kind),
 ]
 
@@ -302,7 +316,7 @@ def demo(folder: str | Path, examples: int = 1400, seed: int = 0) -> dict[str, s
     folder = Path(folder)
     place = folder / "model"
     place.mkdir(parents=True, exist_ok=True)
-    for file in SHIPPED.iterdir():
+    for file in shipped_model().iterdir():
         shutil.copyfile(file, place / file.name)
     words = Tokenizer(WordLevel({word: token for token, word in enumerate(suite.WORDS)}, unk_token=suite.WORDS[0]))
     words.pre_tokenizer = WhitespaceSplit()

@@ -1,6 +1,7 @@
 """What each notebook takes as parameters, and where it writes. Light: imports neither torch nor matplotlib."""
 
 import ast
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -80,6 +81,7 @@ def folder(name: str, values: Mapping[str, Any]) -> Path:
 def _assigned(cell: str) -> list[str]:
     """Names that a cell sets, if all it does is to set names to plain values; else none."""
     names = []
+    cell = re.sub(r"float\('(nan|-?inf)'\)", "None", cell)  # as papermill writes what Python has no literal for
     try:
         for statement in ast.parse(cell).body:
             match statement:

@@ -44,6 +44,7 @@ def retrain(work: Path, given: Retraining) -> dict:
     `pruning.load_pruned` reads (a model of rows: its weights).
     """
     about = subject(given.base)
+    training.check_memory(about.step_bytes(given.batch), f"training with batch={given.batch}")
     with training.reproducible(given.seed):
         model = _begun(given).to(training.device()).requires_grad_(True)
         history = training.train(

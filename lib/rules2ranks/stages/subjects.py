@@ -13,9 +13,8 @@ from pydantic import BeforeValidator, Discriminator, Tag
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from rules2ranks import checkpoints, decoders, models, training
+from rules2ranks import checkpoints, decoders, models, published, training
 from rules2ranks.configuration import Shapes
-from rules2ranks.published import data_folder
 from rules2ranks.stages import language_suite, learning, own_texts, real_models
 from rules2ranks.stages.language_suite import LanguageTraining, language
 from rules2ranks.stages.learning import WEIGHTS, Pretraining, draw_seed
@@ -23,12 +22,20 @@ from rules2ranks.stages.own_texts import OwnModel
 from rules2ranks.tasks import texts
 
 #: The trained model of the language suite that the project ships.
-SHIPPED = data_folder() / "models" / "language_suite"
+SHIPPED = published.data_folder() / "models" / "language_suite"
 SHIPPED_WEIGHTS = SHIPPED / WEIGHTS
 #: Held-out examples that a search may look at, and others that only reports look at: the same for every run.
 Part = Literal["search", "report"]
 SEEDS: dict[Part, int] = {"search": draw_seed(0, 1, 1), "report": draw_seed(0, 1, 2)}
 HELD_OUT = 700
+
+
+def shipped_model() -> Path:
+    """The folder of the shipped model. Raises ValueError where a file in it is torn or altered."""
+    for file in ("config.json", WEIGHTS):
+        published.shipped(f"models/language_suite/{file}")
+    return SHIPPED
+
 
 #: A batch: tensors with the examples along the first axis.
 Batch = tuple[Tensor, ...]
@@ -37,19 +44,19 @@ Batch = tuple[Tensor, ...]
 def _kind(base: Any) -> str:
     """Which of the bases is meant: only its own mistakes are then told."""
     if isinstance(base, OwnModel | Pretraining):
-        return "own" if isinstance(base, OwnModel) else "rule"
+        return "(own)" if isinstance(base, OwnModel) else "(rule)"
     if isinstance(base, Mapping) and not base.keys() <= LanguageTraining.model_fields.keys():
-        return "rule" if base.keys().isdisjoint(("model", "data")) else "own"
-    return "shipped" if isinstance(base, str) else "trained"
+        return "(rule)" if base.keys().isdisjoint(("model", "data")) else "(own)"
+    return "(shipped)" if isinstance(base, str) else "(trained)"
 
 
 #: The shipped model, or Gemma from its packages (`real_models.gemma_of_english`); one trained here (with another seed,
 #: say); a model that learnt from a rule; or one of your own.
 Base = Annotated[
-    Annotated[Literal["language", "gemma"], Tag("shipped")]
-    | Annotated[LanguageTraining, BeforeValidator(LanguageTraining.nested), Tag("trained")]
-    | Annotated[Pretraining, BeforeValidator(Pretraining.nested), Tag("rule")]
-    | Annotated[OwnModel, BeforeValidator(OwnModel.nested), Tag("own")],
+    Annotated[Literal["language", "gemma"], Tag("(shipped)")]
+    | Annotated[LanguageTraining, BeforeValidator(LanguageTraining.nested), Tag("(trained)")]
+    | Annotated[Pretraining, BeforeValidator(Pretraining.nested), Tag("(rule)")]
+    | Annotated[OwnModel, BeforeValidator(OwnModel.nested), Tag("(own)")],
     Discriminator(_kind),
 ]
 
@@ -108,6 +115,10 @@ class Subject(ABC):
     def sample(self, size: int, seed: int) -> Batch:
         """What importance looks at; as `draw` does, unless a subject knows better."""
         return self.draw(size, seed)
+
+    def step_bytes(self, batch: int) -> float:
+        """What one training step takes at least on so many examples."""
+        return 0.0
 
     def positions(self, batch: Batch) -> Tensor | None:
         """Which positions that the model is fed in `loss` have a part in it, `(n, positions)`; None: all of them."""
@@ -170,7 +181,7 @@ class LanguageSubject(Subject):
         self.base = base
 
     def load(self) -> nn.Module:
-        folder = SHIPPED if self.base == "language" else language(self.base).folder
+        folder = shipped_model() if self.base == "language" else language(self.base).folder
         return models.load_causal_lm(folder).to(training.device())
 
     def skeleton(self) -> nn.Module:
@@ -178,6 +189,9 @@ class LanguageSubject(Subject):
 
     def draw(self, size: int, seed: int) -> Batch:
         return language_suite.language_pairs(size, seed, "train")
+
+    def step_bytes(self, batch: int) -> float:
+        return language_suite.step_bytes(batch)
 
     def held_out(self, part: Part) -> Batch:
         return language_suite.language_pairs(HELD_OUT, SEEDS[part], "validation")
@@ -214,6 +228,9 @@ class RuleSubject(Subject):
     def draw(self, size: int, seed: int) -> Batch:
         # Splits need no other handling: `draw_seed` keeps their seeds apart.
         return (learning.floats(learning.draw(self.base, size, seed)),)
+
+    def step_bytes(self, batch: int) -> float:
+        return learning.step_of(self.base, batch)
 
     def held_out(self, part: Part) -> Batch:
         return self.draw(128, SEEDS[part])

@@ -127,6 +127,9 @@ def downstream(work: Path, given: Downstream) -> dict:
         ValueError: games that cannot be used, before anything is trained.
     """
     task = tasks.get(given.task) if given.games is None else _chess(given.games, runs.sha256(Path(given.games)))
+    sizes = (given.body.layers, given.body.hidden, given.body.heads, task.cells * task.classes)
+    needed = models.step_bytes(given.batch, task.length, *sizes)
+    training.check_memory(needed, f"downstream training with batch={given.batch}")
     baselines = _baselines(task)  # first, as they read the games
     model = with_ends(given, task)
     x, y = training.on_device(task.batch(*validation_draw(given.seed)))

@@ -37,11 +37,27 @@ def read(name: str) -> Reference:
 
     Raises:
         FileNotFoundError: there is no such table; the message says how to make it.
+        ValueError: it is not what was written, or its note is torn.
     """
     file = place(name)
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there: `make reference` makes it")
-    return Reference(pd.read_csv(file), json.loads(file.with_suffix(".json").read_text()))
+    try:
+        note = json.loads(file.with_suffix(".json").read_text())
+        whole = note["sha256"] == runs.sha256(file)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{file} or its note is torn or altered: `git restore` both, or `make reference` makes them")
+    return Reference(pd.read_csv(file), note)
+
+
+def write(file: Path, table: pd.DataFrame, about: Mapping[str, Any], seconds: float) -> None:
+    """Write a table and its note: what is said `about` it, and whatever is noted of all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(file, index=False)
+    made = {"seconds": round(seconds), "rows": len(table), "sha256": runs.sha256(file)}
+    runs.write_json(file.with_suffix(".json"), {**about, **made, **runs.where()})
 
 
 def shared_settings(values: Mapping[str, Any], kind: type[runs.Params]) -> dict[str, Any]:

@@ -106,11 +106,8 @@ def write(name: str, maker: str, rows: Rows, about: dict[str, Any], seconds: flo
     """
     table = pd.DataFrame(rows).convert_dtypes()
     file = tables.place(name if profile == "laptop" else f"{name}_{profile}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(file, index=False)
     command = f"python -m rules2ranks.tables {maker} --profile {profile}"
-    note = {"command": command, **about, "seconds": round(seconds), "rows": len(table), **runs.where()}
-    runs.write_json(file.with_suffix(".json"), note)
+    tables.write(file, table, {"command": command, **about}, seconds)
 
 
 def make(name: str, given: Any, profile: str) -> None:

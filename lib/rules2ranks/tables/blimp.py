@@ -64,13 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows, seconds = blimp(asked.file)
     except (OSError, runs.ParameterError) as error:
         parser.error(str(error))
-    place = tables.place("blimp")
-    pd.DataFrame(rows).to_csv(place, index=False)
-    note = {
+    about = {
         "command": "python -m rules2ranks.tables.blimp FILE",
         "settings": {"sha256": checkpoints.sha256(asked.file)},
     }
-    runs.write_json(place.with_suffix(".json"), note | {"seconds": round(seconds), "rows": len(rows), **runs.where()})
+    tables.write(tables.place("blimp"), pd.DataFrame(rows), about, seconds)
     print(f"blimp: {len(rows)} rows in {(time.monotonic() - begin) / 60:.1f} min")
 
 

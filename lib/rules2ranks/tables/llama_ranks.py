@@ -320,11 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     table = make(groups, say=lambda text: print(text, flush=True))
-    place = tables.place("llama_ranks")
-    table.to_csv(place, index=False)
-    note = {"command": "python -m rules2ranks.tables.llama_ranks FILE", "settings": {"sha256": SHA256}}
-    note |= {"seconds": round(time.monotonic() - begin), "rows": len(table), **runs.where()}
-    runs.write_json(place.with_suffix(".json"), note)
+    about = {"command": "python -m rules2ranks.tables.llama_ranks FILE", "settings": {"sha256": SHA256}}
+    tables.write(tables.place("llama_ranks"), table, about, time.monotonic() - begin)
 
 
 if __name__ == "__main__":

@@ -170,9 +170,9 @@ class Chess:
 
 def _read(path: str | Path | None, limit: int | None) -> list[list[str]]:
     if path is None:
-        from rules2ranks.published import data_folder  # it imports pandas, which nothing else here needs
+        from rules2ranks.published import shipped  # it imports pandas, which nothing else here needs
 
-        path = data_folder() / "games" / "stockfish.txt"
+        path = shipped("games/stockfish.txt")
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file of games {path}")
