@@ -297,6 +297,27 @@ def test_an_interrupted_group_gives_the_same_results(one_by_one, tmp_path, monke
     assert not left_behind(tmp_path)
 
 
+@pytest.mark.fault("damage to what networks that train together have put aside")
+@pytest.mark.parametrize("damage", [lambda content: content[:100], lambda content: content[:-1] + b"\x01"])
+def test_what_was_put_aside_and_is_damaged_is_not_used(damage, one_by_one, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path))
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 1e9)
+
+    def unwritten(*given, **named):
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "save_weights", unwritten)
+        with pytest.raises(InterruptedError):
+            learning.pretrain_together(group(), at_once=4)
+    (aside,) = (tmp_path / "pretrain").glob("*.safetensors.0")
+    aside.write_bytes(damage(aside.read_bytes()))
+    for checkpoint in (tmp_path / "pretrain").glob(".together-*.safetensors"):
+        checkpoint.unlink()
+    assert_the_same_results(learning.pretrain_together(group(), at_once=4), one_by_one)
+    assert f"{aside} is damaged" in capsys.readouterr().err
+
+
 def test_a_network_that_is_learnt_but_not_yet_written_is_not_trained_again(tmp_path, monkeypatch):
     body = group()[0]
     whole = stages.pretrain(body)

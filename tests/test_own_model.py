@@ -155,8 +155,24 @@ def test_the_readme_of_an_export_loads_it(home, tmp_path):
         given = subjects.subject(OwnModel.check(of(home)))
         assert given.evaluate("report", names["model"])["loss"] == pytest.approx(made.metrics["loss"], abs=1e-4)
         assert names["tokenizer"]("The sum").input_ids[0] == 0
-        assert json.loads(said.split("```json\n")[1].split("```")[0]) == made.params
+        noted = json.loads(said.split("```json\n")[1].split("```")[0])
+        noted["pruned"]["base"] |= {"model": str(home / "llama"), "data": str(home / "alpaca.json")}
+        assert noted == made.params
         assert f"{made.metrics['loss']:.4f} nats" in said
+
+
+def test_the_same_parameters_give_the_same_bytes_and_no_path_wherever_they_lie(home, tmp_path, monkeypatch):
+    found = []
+    for place in ("one", "the other"):
+        shutil.copytree(home / "llama", tmp_path / place / "llama")
+        shutil.copyfile(home / "alpaca.json", tmp_path / place / "alpaca.json")
+        monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path / place / "runs"))
+        recovered = {"pruned": {"base": of(tmp_path / place), **PRUNED}, **TRAINED}
+        folder = own_model.export(recovered, tmp_path / place / "exported", merged=False)
+        files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert not [name for name, content in files.items() if str(tmp_path).encode() in content]
+        found.append(files)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("method", [each.name for each in IN_PLACE])
@@ -203,6 +219,10 @@ def test_nothing_else_is_exported_or_written_over(home, tmp_path):
     (tmp_path / "mine" / "pruning.json").write_text("{}")
     with pytest.raises(ValueError, match=r"something else than an exported model \(thesis\.txt\): name another"):
         own_model.export({"pruned": {"base": of(home), **PRUNED}, **TRAINED}, tmp_path / "mine")
+    (tmp_path / "mine" / ".git").mkdir()
+    with pytest.raises(ValueError, match=r"something else than an exported model \(\.git, thesis\.txt\): name another"):
+        own_model.export({"pruned": {"base": of(home), **PRUNED}, **TRAINED}, tmp_path / "mine")
+    (tmp_path / "mine" / ".git").rmdir()
     (tmp_path / "mine" / "pruning.json").unlink()
     with pytest.raises(ValueError, match=r"expected a base with a model of your own \(model, data\), got 'language'"):
         own_model.export({"pruned": {}}, tmp_path / "other")

@@ -41,6 +41,13 @@ def test_an_unknown_name_stops_in_the_set_up_cell():
         parameters.EdgeOfChaos.check(notebook(DEFAULTS, "# Parameters\nrul = 30\n"))
 
 
+@pytest.mark.parametrize("value", ["float('nan')", "float('-inf')", "[1, float('nan')]", "{'a': float('inf')}"])
+def test_a_number_without_a_literal_hides_no_unknown_name(value):
+    """As papermill writes what it is told: one cell of assignments."""
+    with pytest.raises(ParameterError, match="unknown parameter 'rul': did you mean 'rule'"):
+        parameters.EdgeOfChaos.check(notebook(DEFAULTS, f"# Parameters\nseed = {value}\nrul = 30\n"))
+
+
 def test_what_later_cells_set_does_not_matter():
     later = (
         "import math\nscale = math.pi",

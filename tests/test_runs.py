@@ -238,6 +238,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.fault("damage to a result")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_named_and_the_result_made_again_beside_what_was_there(damage, capsys):
     made.clear()
@@ -254,6 +255,7 @@ def test_damage_is_named_and_the_result_made_again_beside_what_was_there(damage,
     assert folder.with_name(f".{folder.name}.damaged2").is_dir()
 
 
+@pytest.mark.fault("files of others in a result")
 def test_files_that_nobody_noted_do_no_harm():
     made.clear()
     folder = doubling(number=7).folder
@@ -266,6 +268,7 @@ def test_files_that_nobody_noted_do_no_harm():
     assert ".DS_Store" not in doubling(number=8).provenance["sha256"]
 
 
+@pytest.mark.fault("a file that cannot be read")
 def test_a_file_that_cannot_be_read_is_not_damage(monkeypatch):
     made.clear()
     folder = doubling(number=7).folder
@@ -283,6 +286,7 @@ def test_a_file_that_cannot_be_read_is_not_damage(monkeypatch):
     assert (folder / "note.txt").is_file() and made == [7]
 
 
+@pytest.mark.fault("damage to a result")
 def test_a_link_to_a_damaged_result_is_made_again_and_the_result_left(tmp_path):
     made.clear()
     folder = doubling(number=7).folder
@@ -372,6 +376,7 @@ def slow_one(store: str, queue) -> None:
     queue.put(runs.find_or_make("slow", {}, "slow=1", make).metrics["value"])
 
 
+@pytest.mark.fault("two makers of one result")
 def test_a_second_comer_waits_and_takes_the_result(store):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

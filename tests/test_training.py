@@ -406,7 +406,8 @@ def test_nothing_to_train_and_a_loss_that_is_not_finite():
         training.train(model, batch, loss, Schedule(3, 1e-2))
 
 
-def test_a_checkpoint_that_was_damaged_is_put_aside_and_changes_nothing(tmp_path, capsys):
+@pytest.mark.fault("damage to a checkpoint")
+def test_a_checkpoint_that_was_damaged_is_put_aside_and_changes_nothing(tmp_path, capsys, record_property):
     """Bits flipped anywhere in the file, and the file torn at any place: the end is that of a training from scratch."""
     whole, batch, loss = line()
     expected = training.train(whole, batch, loss, Schedule(12, 1e-2))
@@ -417,6 +418,7 @@ def test_a_checkpoint_that_was_damaged_is_put_aside_and_changes_nothing(tmp_path
     draw = np.random.Generator(np.random.Philox(0))
     flips = [(int(at), 1 << int(bit)) for at, bit in draw.integers(0, (len(good), 8), (60, 2))]
     flips += [(at, 1) for at in range(0, 60, 4)]  # the header
+    record_property("attempts", len(flips) + 4)
     for at, bit in flips:
         place.write_bytes(good[:at] + bytes([good[at] ^ bit]) + good[at + 1 :])
         again, *_ = line()

@@ -109,6 +109,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.fault("damage to a notebook's results")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_result_counts_as_not_run(damage: str, walked: dict[str, Path], capsys) -> None:
     place = walked["10_automata"]
@@ -134,9 +135,29 @@ def test_the_workflow_makes_a_damaged_result_again(
     assert sorted(path.name for path in place.parent.iterdir()) == [place.name, f"{place.name}.log"]
 
 
+@needs_snakemake
+def test_a_kernel_that_the_system_ends_is_told_with_what_to_do(
+    tmp_path: Path, walked: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path / "bin" / "papermill", "echo nbclient.exceptions.DeadKernelError: Kernel died; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    (walked["10_automata"] / "metrics.json").unlink()
+    run = snakemake(tmp_path, "notebook_10_automata")
+    assert run.returncode == 1
+    assert "The system ended its kernel, most often because memory ran out: fewer CORES may help." in run.stderr
+
+
+def test_names_that_are_no_parameters_never_become_code(tmp_path: Path, clone: Path) -> None:
+    (clone / "profiles" / "odd.yaml").write_text('10_automata: {\'rule = 1; open("hurt", "w"); x\': 1}\n')
+    run = snakemake(tmp_path, "notebook_10_automata", profile="odd", clone=clone)
+    assert run.returncode == 1 and "unknown parameter 'rule = 1; open" in run.stderr + run.stdout
+    assert not list(tmp_path.rglob("hurt"))
+
+
 HOLDER = "import results, sys; lock = results.only_walk('fast'); print('walks', flush=True); sys.stdin.read()"
 
 
+@pytest.mark.fault("two walks at once")
 @needs_snakemake
 def test_a_second_walk_is_told_of_the_first_and_a_killed_one_holds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_papermill: None
@@ -204,6 +225,7 @@ def family(bash: subprocess.Popen[bytes]) -> tuple[psutil.Process, list[psutil.P
     return own, started
 
 
+@pytest.mark.fault("a signal to the walk's own process")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_walk_that_is_ended_leaves_nothing_running(
     walking: subprocess.Popen[bytes], number: signal.Signals, status: int
@@ -222,12 +244,14 @@ def test_a_walk_that_fails_says_why_and_no_more(tmp_path: Path) -> None:
     assert run.stderr.startswith("FAILED after ")
 
 
+@pytest.mark.fault("a signal to the walk's own process")
 def test_a_walk_ends_with_what_started_it(walking: subprocess.Popen[bytes]) -> None:
     own, started = family(walking)
     walking.kill()
     assert not psutil.wait_procs([own, *started], timeout=10)[1]
 
 
+@pytest.mark.fault("a signal to the walk's own process")
 def test_a_walk_ends_when_nobody_reads_what_it_says(walking: subprocess.Popen[bytes]) -> None:
     own, started = family(walking)
     walking.stdout.close()
@@ -258,6 +282,7 @@ def make(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return run
 
 
+@pytest.mark.fault("hostile words to make")
 def test_make_hands_on_what_it_is_told_and_runs_none_of_it(clone: Path) -> None:
     (clone / ".venv" / ".installed").touch()
     run = make(clone, "reproduce", f"PROFILE={HOSTILE}", "CORES=2; touch hurt")
@@ -285,6 +310,7 @@ def test_make_installs_with_any_python_and_only_the_extras_that_there_are(clone:
         assert refused.returncode == 2 and f"EXTRAS takes some of {' '.join(EXTRAS)}, with " in refused.stderr
 
 
+@pytest.mark.fault("wrong words to make")
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -300,6 +326,7 @@ def test_a_walk_refuses_what_it_cannot_do(tmp_path: Path, words: tuple[str, str]
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault("folders and values of hostile names")
 @needs_snakemake
 def test_values_and_folders_reach_a_notebook_as_they_are(tmp_path: Path, clone: Path, quick_papermill: None) -> None:
     (clone / "profiles" / "odd.yaml").write_text(
