@@ -14,7 +14,7 @@ VICTIMS = {
     "pretraining": (("main", 0.75), ("group", 0.92)),
     "recovery": (("main", 0.5), ("group", 0.9)),
     "search": (("main", 0.6), ("group", 0.85)),
-    "table": (("main", 0.5), ("worker", 0.7), ("group", 0.85)),
+    "table": (("main", 0.5), ("group", 0.85)),
     "walk": (("main", 0.3), ("snakemake", 0.5), ("kernel", 0.6), ("group", 0.8)),
 }
 
@@ -37,7 +37,7 @@ def disturb(name, number, victims, tmp_path, shared):
         members = walking.end_at(run, share * seconds, number, victim)
         try:
             # What lost a part of it may go on to an end of its own; what was hit as a whole may not.
-            run.communicate(timeout=600 if victim in ("worker", "kernel") else walking.PATIENCE)
+            run.communicate(timeout=600 if victim == "kernel" else walking.PATIENCE)
             assert walking.gone(members), f"after {number.name} to {victim} something still runs"
         finally:
             for left in members:

@@ -137,7 +137,7 @@ def test_on_the_command_line(words, text, said, tmp_path, store, capsys):
 
 
 @pytest.mark.fault("wrong words on the command line")
-@pytest.mark.parametrize("words", [["edge"], ["--profile", "fats"], ["--profile", "../fast"], ["--workers", "two"]])
+@pytest.mark.parametrize("words", [["edge"], ["--profile", "fats"], ["--profile", "../fast"], ["--part", "two"]])
 def test_for_tables(words, store, capsys):
     with pytest.raises(SystemExit) as ended:
         tables.main(words)

@@ -54,7 +54,7 @@ def search() -> None:
 def table() -> None:
     from rules2ranks.tables import many
 
-    many.pretrainings([{"source": rule, **SLOWLY} for rule in (30, 90, 204)], workers=2)
+    many.measure(many.stage_jobs("pretrain", [{"source": rule, **SLOWLY} for rule in (30, 90, 204)]), "pretraining")
 
 
 if __name__ == "__main__":
