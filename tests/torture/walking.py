@@ -102,10 +102,10 @@ def end_at(run: subprocess.Popen[str], seconds: float, number: signal.Signals, v
 
 
 def _chosen(victim: str, members: list[psutil.Process]) -> psutil.Process | None:
-    """The process itself, or one that it started: a worker of a pool, Snakemake, a kernel."""
+    """The process itself, or one that it started: Snakemake, a kernel."""
     if victim in ("main", "group"):
         return members[0]
-    sign = {"worker": "spawn_main", "snakemake": "bin/snakemake", "kernel": "ipykernel_launcher"}[victim]
+    sign = {"snakemake": "bin/snakemake", "kernel": "ipykernel_launcher"}[victim]
     for member in members[1:]:
         with contextlib.suppress(psutil.NoSuchProcess):
             if any(sign in word for word in member.cmdline()):
