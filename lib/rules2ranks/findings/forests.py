@@ -41,13 +41,7 @@ GROUPS = (
     ),
     Group("Which ranks", "32", f"{_LOSS} the uniform rank's", "the uniform rank", " against the uniform rank"),
     Group("Which bits", "34", f"{_LOSS} the other's", "bits.* a number$", " a number$"),
-    Group(
-        "Bits and ranks",
-        "35",
-        f"{_LOSS} that of",
-        "AutoQRA|best uniform bits",
-        " against the best uniform bits and rank",
-    ),
+    Group("Bits and ranks", "35", f"{_LOSS} the other's", "AutoQRA|best uniform bits"),
     Group("A real model", "39", f"{_LOSS} uniform's", "Gemma", " against uniform, Gemma"),
     Group("Other ways to mend", "38", f"{_LOSS} LoRA's", "against LoRA", " against LoRA of rank 2"),
     Group(
