@@ -221,7 +221,7 @@ def family(bash: subprocess.Popen[bytes]) -> tuple[psutil.Process, list[psutil.P
     """The walk's own process, and all that it started."""
     (own,) = psutil.Process(bash.pid).children()
     started = own.children(recursive=True)
-    assert len(started) == 3, "Snakemake, a job and its kernel"
+    assert len(started) == 4, "Snakemake, a job and its kernel, and the guard"
     return own, started
 
 
@@ -235,6 +235,13 @@ def test_a_walk_that_is_ended_leaves_nothing_running(
     assert walking.wait(timeout=10) == status
     assert f"Stopped by {number.name} after ".encode() in walking.stderr.read()
     assert not psutil.wait_procs(started, timeout=0)[1]
+
+
+@pytest.mark.fault("a signal to the walk's own process")
+def test_a_walk_that_is_killed_leaves_nothing_running(walking: subprocess.Popen[bytes]) -> None:
+    own, started = family(walking)
+    own.kill()
+    assert not psutil.wait_procs([own, *started], timeout=15)[1]
 
 
 def test_a_walk_that_fails_says_why_and_no_more(tmp_path: Path) -> None:

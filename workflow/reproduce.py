@@ -85,6 +85,7 @@ def walk(targets: Sequence[str], cores: str, executor: str, config: Sequence[str
     # Kernels run in notebooks/, so a relative path would mean another place there.
     place = os.environ | {"RULES2RANKS_RUNS": str(runs.root())}
     process = subprocess.Popen(command, cwd=results.REPOSITORY, env=place, start_new_session=True, **pipes)
+    guard = _guard(process.pid)
     try:
         for line in process.stdout:
             if not TALK.match(line):
@@ -93,6 +94,15 @@ def walk(targets: Sequence[str], cores: str, executor: str, config: Sequence[str
     except BaseException:
         _end(process.pid)
         raise
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            guard.communicate("ended")
+
+
+def _guard(session: int) -> subprocess.Popen[str]:
+    """A process that ends Snakemake where this one cannot, because it was killed: then it hears nothing more of it."""
+    quiet = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "text": True}
+    return subprocess.Popen([sys.executable, __file__, "--guard", str(session)], start_new_session=True, **quiet)
 
 
 def _end(session: int) -> None:
@@ -157,4 +167,8 @@ def main(profile: str, cores: str, executor: str = "local") -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--guard"]:
+        if not sys.stdin.read():
+            _end(int(sys.argv[2]))
+        sys.exit()
     sys.exit(main(*sys.argv[1:]))

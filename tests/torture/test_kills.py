@@ -2,6 +2,7 @@
 same to the bit as those of a run that nothing befell."""
 
 import contextlib
+import os
 import signal
 
 import psutil
@@ -20,10 +21,10 @@ VICTIMS = {
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory, worker_id):
+def shared(tmp_path_factory):
     """A folder for all test processes of a session."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "undisturbed"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
     folder.mkdir(exist_ok=True)
     return folder
 
