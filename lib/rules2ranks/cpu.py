@@ -35,19 +35,29 @@ class Conv1D(pytorch_utils.Conv1D):
         return affine(x, self.weight, self.bias)
 
 
+def _worth(x: Tensor, weight: Tensor) -> bool:
+    return _ONEDNN and _helps(x) and x.numel() * weight.shape[1] >= _WORTH
+
+
 def _helps(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
-def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x @ weight + bias: (…, inputs), (inputs, outputs) and (outputs,) give (…, outputs).
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight, + bias: (…, inputs), (inputs, outputs) and (outputs,) give (…, outputs). Not to be differentiated.
 
     On a CPU torch multiplies by MKL, which leaves AVX-512 unused on processors that are not Intel's and is half as fast
     there as oneDNN, which torch holds as well. Small products are left to it.
     """
-    if _ONEDNN and _helps(x) and x.numel() * weight.shape[1] >= _WORTH:
-        return _Affine.apply(x, weight, bias)
+    if _worth(x, weight):
+        # torch has no public name for a product by oneDNN: this op is the one that its compiler uses.
+        return torch.ops.mkldnn._linear_pointwise(x, weight.T, bias, "none", [], "")
     return F.linear(x, weight.T, bias)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`product`, to be differentiated."""
+    return _Affine.apply(x, weight, bias) if _worth(x, weight) else F.linear(x, weight.T, bias)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -55,15 +65,10 @@ def gelu(x: Tensor) -> Tensor:
     return _Gelu.apply(x)[0] if _helps(x) else F.gelu(x, approximate="tanh")
 
 
-def _times(x: Tensor, transposed: Tensor, bias: Tensor | None = None) -> Tensor:
-    # torch has no public name for a product by oneDNN: this op is the one that its compiler uses.
-    return torch.ops.mkldnn._linear_pointwise(x, transposed, bias, "none", [], "")
-
-
 class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return _times(x, weight.T, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -76,8 +81,8 @@ class _Affine(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         flat = dy.reshape(-1, dy.shape[-1])
         return (
-            _times(flat, weight).view(x.shape) if of_x else None,
-            _times(x.reshape(-1, x.shape[-1]).T, flat.T) if of_weight else None,
+            product(flat, weight.T).view(x.shape) if of_x else None,
+            product(x.reshape(-1, x.shape[-1]).T, flat) if of_weight else None,
             flat.sum(0) if of_bias else None,
         )
 

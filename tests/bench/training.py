@@ -29,7 +29,7 @@ import transformers
 from common import compared, medians, write
 from torch import Tensor, nn
 
-from rules2ranks import models, training
+from rules2ranks import cpu, models, training
 from rules2ranks.stages import learning
 
 ROUNDS = 9
@@ -206,6 +206,33 @@ def drawing(body: learning.Pretraining, steps: int) -> float:
     return seconds_a_step(lambda: [learning.floats(stream(step)) for step in range(steps)], steps)
 
 
+def products(body: learning.Pretraining, steps: int) -> float:
+    """Seconds of the products of a step's blocks alone, as the library multiplies: on the way there and back.
+
+    What no way of training can do without: a layer's matrices, of four kinds, and the products of attention.
+    """
+    device, positions, hidden = training.device(), body.batch * body.rows, body.hidden
+    layer = ((hidden, 3 * hidden), (hidden, hidden), (hidden, 4 * hidden), (4 * hidden, hidden))
+    matrices = [
+        [torch.randn(*shape, device=device) for shape in ((positions, inputs), (inputs, outputs), (positions, outputs))]
+        for inputs, outputs in layer
+    ]
+    heads, wide = (
+        (body.batch * body.heads, body.rows, hidden // body.heads),
+        (body.batch * body.heads, *[body.rows] * 2),
+    )
+    q, weights = torch.randn(*heads, device=device), torch.randn(*wide, device=device)
+
+    def run() -> None:
+        for _ in range(steps * body.layers):
+            for x, weight, dy in matrices:
+                cpu.product(x, weight), cpu.product(dy, weight.T), cpu.product(x.T, dy)
+            for _ in range(2):  # scores, and what they mix: each once there and twice back
+                q @ q.mT, weights @ q, weights.mT @ q
+
+    return seconds_a_step(run, steps)
+
+
 def agree(body: learning.Pretraining) -> None:
     """Compare the outputs of the three models.
 
@@ -227,6 +254,7 @@ def measured(rounds: int = ROUNDS) -> pd.DataFrame:
         ways["library", body.batch] = partial(with_library, [body], steps)
         for name, make in OTHERS.items():
             ways[name, body.batch] = partial(with_loop, make, body, steps)
+        ways["products", body.batch] = partial(products, body, steps)
     ways["library", FULL.batch] = partial(with_library, [FULL], STEPS)
     for body in (CORE, FULL):
         ways["drawing", body.batch] = partial(drawing, body, STEPS_DRAWN)
@@ -240,6 +268,8 @@ def measured(rounds: int = ROUNDS) -> pd.DataFrame:
     for body in (CORE, LARGE):
         lines = {name: rates[name, body.batch] for name in ("library", *OTHERS)}
         tables.append(compared(f"training step, {shape(body)}, {DEVICE}", UNIT, lines))
+        lines = {"library": rates["library", body.batch], "its products alone": rates["products", body.batch]}
+        tables.append(compared(f"training step, {shape(body)}, and its blocks' products, {DEVICE}", UNIT, lines))
     for body in (CORE, FULL):
         lines = {"library": rates["library", body.batch], "drawing its data alone": rates["drawing", body.batch]}
         tables.append(compared(f"training step, {shape(body)}, and its data's share of it, {DEVICE}", UNIT, lines))
