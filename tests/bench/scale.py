@@ -1,8 +1,8 @@
 """How cost grows with the number of jobs and of results, and with the size of a result.
 
-    python tests/bench/scale.py [MOST] [GIGABYTES]
+    python tests/bench/scale.py [JOBS] [RESULTS] [GIGABYTES]
 
-Up to MOST (1,000) jobs and results, by tens, and a result of 1 GB, or of each of GIGABYTES (such as 1,10).
+Up to so many jobs (1,000) and results (10,000), by tens, and a result of 1 GB, or of each of GIGABYTES (such as 1,10).
 """
 
 from __future__ import annotations
@@ -123,10 +123,15 @@ def llama() -> Iterator[Row]:
         yield "LLaMA-7B", 0.2, f"{step}, parameters", found[step]["parameters"], "parameters"
 
 
-def main(most: str = "1000", sizes: str = "1") -> None:
-    tens = [10**power for power in range(1, 9) if 10**power <= int(most)]
+def main(most_jobs: str = "1000", most_results: str = "10000", sizes: str = "1") -> None:
+    tens = [10**power for power in range(1, 9)]
+    numbers_of = {
+        jobs: [number for number in tens if number <= int(most_jobs)],
+        results: [number for number in tens[1:] if number <= int(most_results)],
+        large: map(float, sizes.split(",")),
+    }
     rows: list[Row] = []
-    for measure, numbers in ((jobs, tens), (results, tens[1:]), (large, map(float, sizes.split(",")))):
+    for measure, numbers in numbers_of.items():
         for number in numbers:
             with tempfile.TemporaryDirectory() as store:
                 os.environ["RULES2RANKS_RUNS"] = store
