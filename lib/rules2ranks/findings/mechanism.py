@@ -23,6 +23,14 @@ FUNCTION = ("linear_loss", "nonlinearity", "average_sensitivity", "canalisation"
 LZ76, LINEAR = "LZ76", "linear loss"
 BOARDS, KEPT = "hard boards", "share kept"
 SIGNS = {BOARDS: 1, KEPT: -1}
+#: What a reader calls the columns of `confirmed`.
+SAID = {
+    "rho": "ρ",
+    "given the other": "ρ given the other",
+    "holm": "p by Holm",
+    "low 90": "90 %, from",
+    "high 90": "to",
+}
 
 
 @functools.cache
