@@ -296,7 +296,8 @@ class _Run:
             group["lr"] = self.schedule.lr * self.rate(step)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.schedule.bf16):
             value = loss(self.model, batch(step))
-        self.optimiser.zero_grad(set_to_none=True)
+        for p in self.trained.values():
+            p.grad = None
         seen = value.tolist()
         if not np.isfinite(seen).all():
             raise FloatingPointError(f"the loss is {seen} at step {step}: a lower learning rate may help")
@@ -304,7 +305,9 @@ class _Run:
         if isinstance(self.model, Together):
             self.model.clip_gradients(CLIP)
         else:
-            nn.utils.clip_grad_norm_(self.trained.values(), CLIP)
+            norm = nn.utils.get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
+            if norm > CLIP:  # else all would be multiplied by one
+                nn.utils.clip_grads_with_norm_(self.trained.values(), CLIP, norm)
         self.optimiser.step()
         self.losses.append(seen)
         self.history.steps = step + 1

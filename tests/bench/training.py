@@ -37,8 +37,9 @@ ROUNDS = 9
 CORE = learning.Pretraining()
 FULL = CORE.model_copy(update={"batch": 64})
 LARGE = CORE.model_copy(update={"width": 100, "rows": 60, "hidden": 128, "batch": 32, "lr": 3e-3})
-#: A turn's steps: multiples of those that data are drawn for at once, so that every turn draws just what it uses.
-STEPS, STEPS_OF_LARGE, STEPS_TOGETHER = 96, 12, 16
+#: A turn's steps, of the core as many as a round of pretraining has: multiples of those that data are drawn for at
+#: once, so that every turn draws just what it uses.
+STEPS, STEPS_OF_LARGE, STEPS_TOGETHER = 320, 48, 16
 STEPS_DRAWN = 64
 GPU = training.device().type == "cuda"
 DEVICE = torch.cuda.get_device_name() if GPU else "CPU"
