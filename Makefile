@@ -87,7 +87,7 @@ test: $(STAMP) ## lint, unit tests, every notebook from scratch, its metrics and
 	@$(RUN_ENV) tests/run "$$CORES"
 
 torture: $(STAMP) ## kills, damage, full disks, odd folders and wrong words: a table of attempts and survivors
-	@$(RUN_ENV) TORTURE=1 pytest -q -n "$$CORES" -m fault tests
+	@$(RUN_ENV) TORTURE=1 pytest -q -n "$$CORES" -m fault tests/torture tests
 
 test-slurm: ## two notebooks and two tables as jobs of a Slurm cluster, started on this machine for it
 	@$(MAKE) --no-print-directory install EXTRAS=slurm

@@ -38,7 +38,7 @@ def disturb(name, number, victims, tmp_path, shared):
         members = walking.end_at(run, share * seconds, number, victim)
         try:
             # What lost a part of it may go on to an end of its own; what was hit as a whole may not.
-            run.communicate(timeout=600 if victim == "kernel" else walking.PATIENCE)
+            run.communicate(timeout=walking.PATIENCE if victim in ("main", "group") else 600)
             assert walking.gone(members), f"after {number.name} to {victim} something still runs"
         finally:
             for left in members:

@@ -170,5 +170,5 @@ def test_through_papermill(name, given, said, tmp_path, store):
     words += ["--kernel", "python3", "--no-progress-bar", "--cwd", str(notebook.parent)]
     run = subprocess.run(words, capture_output=True, text=True, env=walking.environment(store))
     last = run.stderr.strip().splitlines()[-1]
-    assert run.returncode and "ParameterError" in last, run.stderr
+    assert run.returncode and "ParameterError: " in run.stderr, run.stderr
     assert re.search(said, last) and not store.exists()
