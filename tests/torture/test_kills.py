@@ -39,6 +39,7 @@ def disturb(name, number, victims, tmp_path, shared):
         try:
             # What lost a part of it may go on to an end of its own; what was hit as a whole may not.
             run.communicate(timeout=walking.PATIENCE if victim in ("main", "group") else 600)
+            assert not members or run.returncode or victim not in ("main", "group"), f"{number.name} was not heard"
             assert walking.gone(members), f"after {number.name} to {victim} something still runs"
         finally:
             for left in members:

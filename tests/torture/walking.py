@@ -22,8 +22,8 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 #: The notebooks of the walk that is disturbed; none takes long.
 NOTEBOOKS = ("10_automata", "20_pretrain")
-#: Seconds that whatever was ended has to be gone in.
-PATIENCE = 20
+#: Seconds that whatever was ended has to be gone in, on a machine that is busy with other things.
+PATIENCE = 60
 
 
 def command(name: str, clone: Path) -> list[str]:
