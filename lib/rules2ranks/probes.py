@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from rules2ranks.gpt2 import Attention
 
@@ -23,13 +24,18 @@ def attention(model: nn.Module, rows: Tensor) -> Tensor:
     ]
     if not hooks:
         raise ValueError(f"a {type(model).__name__} has no attention of rules2ranks.gpt2 to look at")
+    return torch.stack(_caught(caught, hooks, model, rows))
+
+
+def _caught(caught: list[Tensor], hooks: Sequence[RemovableHandle], model: nn.Module, rows: Tensor) -> list[Tensor]:
+    """What hooks put into a list as the model looks at rows; afterwards they are gone."""
     try:
         with torch.no_grad():
             model(rows)
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack(caught)
+    return caught
 
 
 def attention_to_last(weights: Tensor, last: int = 10) -> Tensor:
@@ -98,13 +104,7 @@ def residuals(model: nn.Module, rows: Tensor) -> Tensor:
     blocks = model.body.h
     hooks = [blocks[0].register_forward_pre_hook(lambda module, given: caught.append(given[0]))]
     hooks += [block.register_forward_hook(lambda module, given, made: caught.append(made)) for block in blocks]
-    try:
-        with torch.no_grad():
-            model(rows)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack(caught)
+    return torch.stack(_caught(caught, hooks, model, rows))
 
 
 def read_off(

@@ -56,13 +56,11 @@ def transfer() -> pd.DataFrame:
     equally mixed half without the rule (`mixed`), and this half itself (`learnt`); the first `difference` as tested.
     """
     _, mixed = right()
-    plan, rows = plans.read(TABLE), {}
-    for learns, name in ((SIMPLE, "complex rules from simple ones"), (COMPLEX, "simple rules from complex ones")):
-        here = _rows(1)
-        here = here[here.learns == learns]
-        other = _wide(here[~here.own], "right")
-        beside = _rows(1)
-        own = _wide(beside[(beside.learns == (COMPLEX if learns == SIMPLE else SIMPLE)) & beside.own], "right")
+    plan, here, rows = plans.read(TABLE), _rows(1), {}
+    asked = {"complex rules from simple ones": (SIMPLE, COMPLEX), "simple rules from complex ones": (COMPLEX, SIMPLE)}
+    for name, (learns, half) in asked.items():
+        other = _wide(here[(here.learns == learns) & ~here.own], "right")
+        own = _wide(here[(here.learns == half) & here.own], "right")
         difference = evaluation.crossed(other - mixed.loc[other.index], level=1 - level())
         rows[name] = {
             "transfer": other.to_numpy().mean(),

@@ -136,7 +136,7 @@ def steps_ahead(chance: np.ndarray) -> np.ndarray:
 
 def _busy(drawn: np.ndarray, horizon: int) -> np.ndarray:
     """Different neighbourhoods of the middle cell in the last `STRETCH` rows, for rows from there on."""
-    near = drawn[:, :-horizon, horizon - 1 : horizon + 2] @ np.array([4, 2, 1])
+    near = columns.neighbourhoods(drawn, horizon)
     windows = np.lib.stride_tricks.sliding_window_view(near[:, 1:], STRETCH, axis=1)
     return (windows[..., None] == np.arange(8)).any(-2).sum(-1)
 
@@ -173,12 +173,11 @@ def depths(given: InContext, networks: dict[str, models.RowGPT]) -> dict[str, di
 
 def _asked(rules: np.ndarray, drawn: np.ndarray, horizon: int) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """What is asked of late rows: yes or no, and of which rows it is asked, each (columns · late rows,)."""
-    rows = drawn.shape[1] - horizon
-    near = drawn[:, :rows, horizon - 1 : horizon + 2] @ np.array([4, 2, 1])
+    near = columns.neighbourhoods(drawn, horizon)
     met = np.logical_or.accumulate(near[..., None] == np.arange(8), 1)
     # What follows a neighbourhood is seen a row later.
     met = np.concatenate([np.zeros_like(met[:, :1]), met[:, :-1]], 1)[:, LATE:].reshape(-1, 8)
-    wide = (len(rules), rows - LATE)
+    wide = (len(rules), near.shape[1] - LATE)
     table = np.array([automata.rule_table(rule) for rule in rules]).astype(bool)
     classes = complexity.wolfram_classes()["class"].loc[rules].to_numpy()
     always = np.ones(np.prod(wide), bool)

@@ -41,6 +41,12 @@ def ahead(columns: np.ndarray, horizon: int) -> np.ndarray:
     return np.stack([middle[:, k : rows + k] for k in range(1, horizon + 1)], -1)
 
 
+def neighbourhoods(columns: np.ndarray, horizon: int, reach: int = 1) -> np.ndarray:
+    """The middle cell of each row with `reach` cells on both sides, as a binary number: `(B, rows)`."""
+    cells = columns[:, : columns.shape[1] - horizon, horizon - reach : horizon + reach + 1].astype(np.int64)
+    return cells @ (1 << np.arange(2 * reach, -1, -1))
+
+
 def seen(columns: np.ndarray, horizon: int) -> np.ndarray:
     """Whether a row's cells stood in an earlier row, at least `horizon` before, so that what follows is known.
 
@@ -49,8 +55,7 @@ def seen(columns: np.ndarray, horizon: int) -> np.ndarray:
     rows = columns.shape[1] - horizon
     known = []
     for k in range(1, horizon + 1):
-        cells = columns[:, :rows, horizon - k : horizon + k + 1].astype(np.int64)
-        code = cells @ (1 << np.arange(2 * k, -1, -1))
+        code = neighbourhoods(columns, horizon, k)
         same = code[:, :, None] == code[:, None, :]
         known.append((same & np.tri(rows, k=-k, dtype=bool)).any(-1))
     return np.stack(known, -1)
