@@ -17,6 +17,7 @@ FLOORS = [
         "diagrams",
         "figures",
         "gpt2",
+        "optimising",
         "parameters",
         "published",
         "runs",

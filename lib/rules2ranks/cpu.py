@@ -62,7 +62,11 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def gelu(x: Tensor) -> Tensor:
     """`F.gelu(x, approximate="tanh")`, by the logistic function, which torch computes several times as fast as tanh."""
-    return _Gelu.apply(x)[0] if _helps(x) else F.gelu(x, approximate="tanh")
+    if not _helps(x):
+        return F.gelu(x, approximate="tanh")
+    if torch.is_grad_enabled():
+        return _Gelu.apply(x)[0]
+    return torch.addcmul(x.new_tensor(_A), x, x, value=_B).mul_(x).sigmoid_().mul_(x)
 
 
 class _Affine(torch.autograd.Function):
@@ -94,20 +98,22 @@ class _Affine(torch.autograd.Function):
 class _Gelu(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        logistic = torch.addcmul(x.new_tensor(_A), x, x, value=_B).mul_(x).sigmoid_()
-        return x * logistic, logistic
+        # The derivative is computed here, where x is at hand, so that the way back reads one tensor and not two.
+        squares = x * x
+        logistic = torch.add(x.new_tensor(_A), squares, alpha=_B).mul_(x).sigmoid_()
+        slope = squares.mul_(3 * _B).add_(_A).mul_(x)
+        torch.ops.aten.sigmoid_backward.grad_input(slope, logistic, grad_input=slope).add_(logistic)
+        return logistic.mul_(x), slope
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(inputs[0], output[1])
+        ctx.save_for_backward(output[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> Tensor:
-        x, logistic = ctx.saved_tensors
-        slope = torch.addcmul(x.new_tensor(_A), x, x, value=3 * _B).mul_(x)
-        return torch.ops.aten.sigmoid_backward(slope, logistic).add_(logistic).mul_(dy)
+        return ctx.saved_tensors[0] * dy
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None], x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int | None, None]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rules2ranks import runs, snapshots
+from rules2ranks import optimising, runs, snapshots
 
 #: A loss takes the model and a batch and gives a scalar to go down (for models `Together`: one for each).
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -239,25 +239,25 @@ def train(
         ValueError: nothing to train, or a checkpoint of another training or from beyond the stop.
         FloatingPointError: the loss is no longer finite; says at which step.
     """
-    run = _Run(model, schedule, watch or Watch())
-    if checkpoint and checkpoint.is_file():
-        run.resume(checkpoint)
-    saved = time.monotonic()
-    model.train()
     shown = {"desc": label, "unit": "step", "leave": False, "mininterval": 0.5}
-    with tqdm(total=schedule.last, initial=run.history.steps, **shown) as bar:
-        while not run.ended():
-            run.step(batch, loss, seed)
-            if after_step:
-                after_step(run.history.steps)
-            if run.look():
-                bar.set_postfix(_shown(run.history), refresh=False)
-            bar.update()
-            if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                run.save(checkpoint)
-                saved = time.monotonic()
-    if checkpoint:
-        run.save(checkpoint)
+    with contextlib.closing(_Run(model, schedule, watch or Watch())) as run:
+        if checkpoint and checkpoint.is_file():
+            run.resume(checkpoint)
+        saved = time.monotonic()
+        model.train()
+        with tqdm(total=schedule.last, initial=run.history.steps, **shown) as bar:
+            while not run.ended():
+                run.step(batch, loss, seed)
+                if after_step:
+                    after_step(run.history.steps)
+                if run.look():
+                    bar.set_postfix(_shown(run.history), refresh=False)
+                bar.update()
+                if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    run.save(checkpoint)
+                    saved = time.monotonic()
+        if checkpoint:
+            run.save(checkpoint)
     model.eval()
     return run.seen()
 
@@ -271,8 +271,7 @@ class _Run:
         if not self.trained:
             raise ValueError("no parameter of the model requires a gradient: nothing to train")
         self.device = next(iter(self.trained.values())).device.type
-        how = {"lr": schedule.lr, "weight_decay": schedule.weight_decay, "fused": self.device in ("cpu", "cuda")}
-        self.optimiser = torch.optim.AdamW(self.trained.values(), **how)
+        self.optimiser = optimising.AdamW(self.trained, schedule.lr, schedule.weight_decay)
         self.rate = schedule.rate or cosine(schedule.steps)
         self.every = watch.every or schedule.steps
         self.log_every = watch.log_every or max(1, schedule.steps // 50)
@@ -292,23 +291,16 @@ class _Run:
         step = self.history.steps
         # Dropout draws from the global generator: seeding it by the step makes resuming exact.
         _seed((seed << 32) + step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.schedule.lr * self.rate(step)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.schedule.bf16):
             value = loss(self.model, batch(step))
-        for p in self.trained.values():
-            p.grad = None
+        self.optimiser.clear()
         seen = value.tolist()
         if not np.isfinite(seen).all():
             raise FloatingPointError(f"the loss is {seen} at step {step}: a lower learning rate may help")
         value.sum().backward()
-        if isinstance(self.model, Together):
-            self.model.clip_gradients(CLIP)
-        else:
-            norm = nn.utils.get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
-            if norm > CLIP:  # else all would be multiplied by one
-                nn.utils.clip_grads_with_norm_(self.trained.values(), CLIP, norm)
-        self.optimiser.step()
+        self.optimiser.gather()
+        (self.model.clip_gradients if isinstance(self.model, Together) else self.optimiser.clip)(CLIP)
+        self.optimiser.step(self.schedule.lr * self.rate(step))
         self.losses.append(seen)
         self.history.steps = step + 1
 
@@ -339,10 +331,12 @@ class _Run:
                 seen.evaluations.append(self._scores())
         return seen
 
+    def close(self) -> None:
+        """Leave the model's parameters as they were found: each with memory of its own."""
+        self.optimiser.release()
+
     def save(self, path: Path) -> None:
-        tensors = {f"value/{name}": p.detach() for name, p in self.trained.items()}
-        for name, p in self.trained.items():
-            tensors |= {f"{part}/{name}": value for part, value in self.optimiser.state[p].items()}
+        tensors = {f"value/{name}": p.detach() for name, p in self.trained.items()} | self.optimiser.moments()
         noted = {"steps": self.schedule.steps, "history": asdict(self.history), "losses": self.losses}
         snapshots.write(path, tensors, {name: json.dumps(value) for name, value in noted.items()})
 
@@ -352,14 +346,11 @@ class _Run:
             return
         tensors, about = found
         self._check(path, tensors, about)
-        for name, p in self.trained.items():
-            with torch.no_grad():
+        with torch.no_grad():
+            for name, p in self.trained.items():
                 p.copy_(tensors[f"value/{name}"])
-            self.optimiser.state[p] = {
-                part: tensors[f"{part}/{name}"].to("cpu" if part == "step" else p.device)
-                for part in ("step", "exp_avg", "exp_avg_sq")
-            }
         seen = json.loads(about["history"])
+        self.optimiser.resume(tensors, seen["steps"])
         self.history = History(seen["steps"], [tuple(entry) for entry in seen["loss"]], seen["evaluations"])
         self.losses = json.loads(about["losses"])
 
