@@ -1,7 +1,7 @@
 """Two things that torch computes slowly on a CPU, computed faster: products of float32 matrices, and GPT-2's GELU.
 
 Both give torch's numbers to rounding, decide themselves where they help, and are torch's own elsewhere: on a GPU, in
-other types, under autocast and `torch.vmap`. Gradients can be taken once, not of gradients.
+other types, under autocast and in `torch.func`. Gradients can be taken once, not of gradients.
 """
 
 import math
@@ -40,7 +40,13 @@ def _worth(x: Tensor, weight: Tensor) -> bool:
 
 
 def _helps(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    # Functions that know of `torch.func` would cost a third more: within it (as within `torch.vmap`) torch does it all.
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -65,18 +71,15 @@ def gelu(x: Tensor) -> Tensor:
     if not _helps(x):
         return F.gelu(x, approximate="tanh")
     if torch.is_grad_enabled():
-        return _Gelu.apply(x)[0]
+        return _Gelu.apply(x)
     return torch.addcmul(x.new_tensor(_A), x, x, value=_B).mul_(x).sigmoid_().mul_(x)
 
 
 class _Affine(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     @once_differentiable
@@ -90,31 +93,19 @@ class _Affine(torch.autograd.Function):
             flat.sum(0) if of_bias else None,
         )
 
-    @staticmethod
-    def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
-        return torch.vmap(lambda x, weight, bias: F.linear(x, weight.T, bias), dims)(*inputs), 0
-
 
 class _Gelu(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         # The derivative is computed here, where x is at hand, so that the way back reads one tensor and not two.
         squares = x * x
         logistic = torch.add(x.new_tensor(_A), squares, alpha=_B).mul_(x).sigmoid_()
         slope = squares.mul_(3 * _B).add_(_A).mul_(x)
         torch.ops.aten.sigmoid_backward.grad_input(slope, logistic, grad_input=slope).add_(logistic)
-        return logistic.mul_(x), slope
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
+        ctx.save_for_backward(slope)
+        return logistic.mul_(x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, _: Tensor) -> Tensor:
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
         return ctx.saved_tensors[0] * dy
-
-    @staticmethod
-    def vmap(info: Any, dims: tuple[int | None], x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int | None, None]]:
-        return (F.gelu(x, approximate="tanh"), x.new_empty(0)), (dims[0], None)
