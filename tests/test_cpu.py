@@ -57,6 +57,26 @@ def test_gelu():
         torch.testing.assert_close(cpu.gelu(x), F.gelu(x, approximate="tanh"), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("asked", [("mixed",), ("weights",), ("mixed", "weights")], ids="+".join)
+def test_attention(asked):
+    """Against the definition, head by head."""
+    (qkv,) = parameters((2, 5, 3 * 3 * 4))
+    added = torch.zeros(5, 5).masked_fill(torch.ones(5, 5).tril() == 0, -torch.inf)
+
+    def given(mixed, weights):
+        return torch.cat([{"mixed": mixed, "weights": weights}[name].flatten() for name in asked])
+
+    def defined(qkv):
+        mixed, weights = [], []
+        for head in range(3):
+            q, k, v = (qkv[..., 12 * part + 4 * head :][..., :4] for part in range(3))
+            weights.append((q @ k.transpose(1, 2) / 2 + added.double()).softmax(-1))
+            mixed.append(weights[-1] @ v)
+        return given(torch.cat(mixed, -1), torch.stack(weights, 1))
+
+    same_in_double(lambda qkv: given(*cpu.attention(qkv, added, 4)), defined, [qkv])
+
+
 def test_many_side_by_side():
     x, w, b = parameters((3, 4, 5), (3, 5, 7), (3, 7))
     together = torch.vmap(lambda x, w, b: cpu.gelu(cpu.affine(x, w, b)))(x, w, b)

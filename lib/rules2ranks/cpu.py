@@ -1,6 +1,6 @@
-"""Two things that torch computes slowly on a CPU, computed faster: products of float32 matrices, and GPT-2's GELU.
+"""What torch computes slowly on a CPU, computed faster: products of float32 matrices, GPT-2's GELU, and attention.
 
-Both give torch's numbers to rounding, decide themselves where they help, and are torch's own elsewhere: on a GPU, in
+All give torch's numbers to rounding, decide themselves where they help, and are torch's own elsewhere: on a GPU, in
 other types, under autocast and in `torch.func`. Gradients can be taken once, not of gradients.
 """
 
@@ -73,6 +73,58 @@ def gelu(x: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return _Gelu.apply(x)
     return torch.addcmul(x.new_tensor(_A), x, x, value=_B).mul_(x).sigmoid_().mul_(x)
+
+
+def attention(qkv: Tensor, added: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Scaled dot-product attention (Vaswani et al. 2017, equation 1), and its weights.
+
+    Args:
+        qkv: queries, keys and values side by side, heads within each: (B, T, 3 × heads × head_dim).
+        added: what is added to the scores before the softmax, (T, T); a constant.
+
+    Returns:
+        What each position mixed, heads side by side (B, T, heads × head_dim), and the weights (B, heads, T, T).
+    """
+    return _Attention.apply(qkv, added, head_dim) if _helps(qkv) else _attention(qkv, added, head_dim)[:2]
+
+
+def _attention(qkv: Tensor, added: Tensor, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    by_head = qkv.unflatten(-1, (3, -1, head_dim)).permute(2, 0, 3, 1, 4)
+    laid_out = by_head.flatten(1, 2)
+    q, k, v = laid_out.unbind()
+    weights = torch.baddbmm(added, q, k.mT, alpha=head_dim**-0.5).softmax(-1)
+    mixed, weights = (each.unflatten(0, by_head.shape[1:3]) for each in (weights @ v, weights))
+    return mixed.transpose(1, 2).flatten(2), weights, laid_out
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, added: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+        mixed, weights, laid_out = _attention(qkv, added, head_dim)
+        ctx.save_for_backward(laid_out, weights)
+        ctx.set_materialize_grads(False)  # mostly nobody asks for those of the weights
+        return mixed, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mixed: Tensor | None, of_weights: Tensor | None) -> tuple[Tensor | None, None, None]:
+        laid_out, weights = ctx.saved_tensors
+        (q, k, v), flat = laid_out.unbind(), weights.flatten(0, 1)
+        scale = q.shape[-1] ** -0.5
+        if of_mixed is None:
+            by_head = torch.zeros_like(v)
+        else:
+            by_head = of_mixed.unflatten(-1, (-1, q.shape[-1])).transpose(1, 2).flatten(0, 1)
+        of_flat = by_head @ v.mT
+        if of_weights is not None:
+            of_flat += of_weights.flatten(0, 1)
+        of_scores = torch.ops.aten._softmax_backward_data(of_flat, flat, -1, flat.dtype)
+        # One piece of memory takes all three, so that they are copied only once, into the order of `qkv`.
+        found = torch.empty_like(laid_out)
+        torch.baddbmm(found[0], of_scores, k, beta=0, alpha=scale, out=found[0])
+        torch.baddbmm(found[1], of_scores.mT, q, beta=0, alpha=scale, out=found[1])
+        torch.bmm(flat.mT, by_head, out=found[2])
+        return found.unflatten(1, weights.shape[:2]).permute(1, 3, 0, 2, 4).flatten(2), None, None
 
 
 class _Affine(torch.autograd.Function):

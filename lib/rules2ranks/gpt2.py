@@ -31,11 +31,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
         # The number of heads follows from the weights: some may have been pruned away.
-        by_head = self.c_attn(x).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
-        q, k, v = by_head.flatten(1, 2).unbind()
-        weights = torch.baddbmm(added, q, k.mT, alpha=self.head_dim**-0.5).softmax(-1)
-        mixed, weights = (each.unflatten(0, by_head.shape[1:3]) for each in (weights @ v, weights))
-        return self.c_proj(mixed.transpose(1, 2).flatten(2)), weights
+        mixed, weights = cpu.attention(self.c_attn(x), added, self.head_dim)
+        return self.c_proj(mixed), weights
 
 
 class MLP(nn.Module):
