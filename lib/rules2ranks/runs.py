@@ -178,14 +178,14 @@ def _provenance(path: Path) -> dict[str, Any]:
 def _checked(note: Mapping[str, Any]) -> bool:
     """Whether the checksum in a note is its own. Older notes have none: then nothing there may look like one either."""
     if "checksum" in note:
-        return note["checksum"] == _checksum(note)
+        return sealed(note) == note
     return not any(isinstance(value, str) and len(value) == 64 for value in note.values())
 
 
-def _checksum(note: Mapping[str, Any]) -> str:
-    """A digest of all that is noted of a result beside this digest itself."""
+def sealed(note: Mapping[str, Any]) -> dict[str, Any]:
+    """What is noted, and as its `checksum` a digest of all the rest."""
     rest = {name: value for name, value in note.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return rest | {"checksum": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def _inside(name: str) -> bool:
@@ -320,8 +320,7 @@ def seal(folder: Path, note: Mapping[str, Any]) -> None:
     for path in _files(folder):
         path.chmod(_READABLE & ~_umask())  # safetensors writes for its owner alone; a shared disk has others
         sums[str(path.relative_to(folder))] = sha256(path)
-    note = {**note, "sha256": sums}
-    write_json(folder / "provenance.json", note | {"checksum": _checksum(note)})
+    write_json(folder / "provenance.json", sealed({**note, "sha256": sums}))
 
 
 def _load_or_none(folder: Path) -> Result | None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -139,18 +140,23 @@ def readers(folder):
             yield file, lambda name=note.stem: tables.read(name)
 
 
+def says_the_same(path, content):
+    """Whether a table's note still holds what it held, as where only white space changed."""
+    try:
+        return path.match("reference/*.json") and json.loads(path.read_bytes()) == json.loads(content)
+    except (OSError, ValueError):
+        return False
+
+
 @pytest.mark.fault("damage to data")
 @pytest.mark.parametrize("damage", [*DAMAGE, "a flipped bit"])
 def test_damaged_data_are_named(damage, data, record_property):
     tried = 0
     for (path, read), place in zip(readers(data), itertools.count()):
-        is_note = path.suffix == ".json" and path.parent.name == "reference"
-        if is_note and damage in ("a flipped bit", "a byte more", "last byte gone"):
-            continue  # a note has no checksum of its own, and is read by people
         content = path.read_bytes()
         flipped(path, place) if damage == "a flipped bit" else DAMAGE[damage](path)
         published.shipped.cache_clear()
-        with pytest.raises((ValueError, OSError), match=path.stem):
+        with nullcontext() if says_the_same(path, content) else pytest.raises((ValueError, OSError), match=path.stem):
             read()
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         path.write_bytes(content)

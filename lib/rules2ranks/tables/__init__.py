@@ -44,7 +44,7 @@ def read(name: str) -> Reference:
         raise FileNotFoundError(f"{file} is not there: `make reference` makes it")
     try:
         note = json.loads(file.with_suffix(".json").read_text())
-        whole = note["sha256"] == runs.sha256(file)
+        whole = note["sha256"] == runs.sha256(file) and runs.sealed(note) == note
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
@@ -57,7 +57,7 @@ def write(file: Path, table: pd.DataFrame, about: Mapping[str, Any], seconds: fl
     file.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(file, index=False)
     made = {"seconds": round(seconds), "rows": len(table), "sha256": runs.sha256(file)}
-    runs.write_json(file.with_suffix(".json"), {**about, **made, **runs.where()})
+    runs.write_json(file.with_suffix(".json"), runs.sealed({**about, **made, **runs.where()}))
 
 
 def shared_settings(values: Mapping[str, Any], kind: type[runs.Params]) -> dict[str, Any]:
