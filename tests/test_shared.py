@@ -16,6 +16,7 @@ import numpy as np
 import optuna
 import pytest
 from filelock import FileLock
+from optuna.exceptions import StorageInternalError
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
@@ -29,12 +30,9 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["optuna", "rules2ranks.storages", "rules2ranks.search"])
 
 
-@pytest.fixture(params=["journal", "postgresql"])
-def place(request, tmp_path):
-    """A journal on a shared disk, or a server that is started for the test, where PostgreSQL is installed."""
-    if request.param == "journal":
-        yield str(tmp_path / "shared" / "search.journal")
-        return
+@pytest.fixture
+def server(tmp_path):
+    """A folder and the address of a PostgreSQL server that is started for the test, where PostgreSQL is installed."""
     pytest.importorskip("psycopg2", reason='no driver for PostgreSQL: pip install -e ".[postgresql]"')
     # A short path: that of a socket may have a hundred characters.
     folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
@@ -44,10 +42,18 @@ def place(request, tmp_path):
         pytest.skip(started.stderr.strip())
     assert started.returncode == 0, started.stderr
     try:
-        yield started.stdout.strip()
+        yield folder, started.stdout.strip()
     finally:
         subprocess.run([POSTGRES / "down", folder], check=True, timeout=60)
         shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["journal", "postgresql"])
+def place(request, tmp_path):
+    """A journal on a shared disk, or a server."""
+    if request.param == "journal":
+        return str(tmp_path / "shared" / "search.journal")
+    return request.getfixturevalue("server")[1]
 
 
 def loss(configuration, fidelity=1.0):
@@ -143,6 +149,70 @@ def test_what_a_dead_or_sleeping_worker_was_at_is_taken_up():
     sleeper.join()
     states = [trial.state for trial in optuna.load_study(study_name="asleep", storage=storage).trials]
     assert states == [TrialState.FAIL] + [TrialState.COMPLETE] * 6  # too late: nobody sees its -1
+
+
+class Flighty(InMemoryStorage):
+    """Away for three calls of eight, and once as it had taken what it was given: the answer is lost."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.lost = 0, False
+
+    def _perhaps(self, name, *args, **kwargs):
+        self.calls += 1
+        if self.calls % 8 > 4:
+            raise StorageInternalError("away")
+        found = getattr(InMemoryStorage, name)(self, *args, **kwargs)
+        if name == "create_new_trial" and not self.lost:
+            self.lost = True
+            raise StorageInternalError("away before it could answer")
+        return found
+
+    def get_all_trials(self, *args, **kwargs):
+        return self._perhaps("get_all_trials", *args, **kwargs)
+
+    def create_new_trial(self, *args, **kwargs):
+        return self._perhaps("create_new_trial", *args, **kwargs)
+
+    def set_trial_state_values(self, *args, **kwargs):
+        return self._perhaps("set_trial_state_values", *args, **kwargs)
+
+
+def test_a_database_that_goes_away_is_waited_for():
+    storage = Flighty()
+    found = search(EIGHT, loss, "random search", limit=6, seed=1, workers=Shared(storage, "flighty", patience=2.0))
+    assert found == search(EIGHT, loss, "random search", limit=6, seed=1)
+    assert storage.lost and len(storage._studies[0].trials) == 6  # nothing was begun twice
+
+
+def test_a_server_that_is_killed_and_comes_back_changes_nothing(server, tmp_path):
+    """PostgreSQL, stopped three times without a word to its clients while two workers search."""
+    folder, address = server
+    alone = json.loads(json.dumps(searching.front(searching.scores).trials))
+    crew = [PROCESSES.Process(target=searching.work, args=(address, tmp_path, 0.1, 30.0)) for _ in range(2)]
+    for process in crew:
+        process.start()
+    for seconds in (1.5, 0.3, 0.7):
+        time.sleep(seconds)
+        subprocess.run([POSTGRES / "down", folder, "immediate"], check=True, timeout=60)
+        time.sleep(0.5)
+        subprocess.run([POSTGRES / "up", folder], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    for process in crew:
+        process.join(120)
+        assert process.exitcode == 0
+    ended = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert ended == [alone, alone]
+
+
+def test_one_that_stays_away_is_told(monkeypatch):
+    shared = Shared(InMemoryStorage(), "gone", patience=0.2)
+    monkeypatch.setattr(shared._study, "get_trials", lambda deepcopy: raising(StorageInternalError("gone for good")))
+    with pytest.raises(StorageInternalError, match="gone for good"):
+        search(EIGHT, loss, "random search", limit=2, workers=shared)
+
+
+def raising(error):
+    raise error
 
 
 def test_a_slow_worker_gives_signs():

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rules2ranks.search.trials import Proposal, Scores
 
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 SIGNS = 10
 
 
+Answer = TypeVar("Answer")
+
+
 class Shared:
     """What `search` takes as its `workers`: each proposal is measured by one of all the workers of this name.
 
     Every worker runs the whole search, with the same space, searcher, limit and seed: the scores come from whoever
     measured them, so all end with the trials that one alone would have made, in the same order. A worker may join, be
     killed and come back at any time; what it was at is taken up when it gave no sign for `patience` seconds, by the
-    clock of who waits. A worker that was only asleep for so long then finds what it measured done by another.
+    clock of who waits. A worker that was only asleep for so long then finds what it measured done by another. For so
+    long, too, is a database waited for that goes away.
 
     storage: see `storages.connect`. name: the study's, which has to say what is measured and how, for scores are found
     again by it. scores: how many a measurement has.
@@ -70,19 +74,15 @@ class Shared:
         from optuna.trial import TrialState
 
         found: dict[str, optuna.trial.FrozenTrial] = {}
-        for trial in self._study.get_trials(deepcopy=False):
+        for trial in self._waiting(lambda: self._study.get_trials(deepcopy=False)):
             if trial.state != TrialState.FAIL:
                 found.setdefault(trial.user_attrs["what"], trial)
         return found
 
     def _take(self, proposal: Proposal, measure: Callable[[Proposal], Scores]) -> None:
         """Measure a proposal, unless another worker began to at the same moment and is before us."""
-        from optuna.trial import TrialState, create_trial
-
         mine = uuid.uuid4().hex
-        about = {"what": _key(proposal), "worker": mine}
-        self._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=about))
-        number = next(t.number for t in self._study.get_trials(deepcopy=False) if t.user_attrs["worker"] == mine)
+        number = self._waiting(lambda: self._begun(proposal, mine))
         first = self._trials().get(_key(proposal))
         if first is None or first.number != number:
             self._end(number)
@@ -97,6 +97,18 @@ class Shared:
             raise
         self._end(number, scores)
 
+    def _begun(self, proposal: Proposal, mine: str) -> int:
+        """The number of the trial of this mark, begun now unless a database took it before it went away."""
+        from optuna.trial import TrialState, create_trial
+
+        def numbers() -> list[int]:
+            return [t.number for t in self._study.get_trials(deepcopy=False) if t.user_attrs["worker"] == mine]
+
+        if not numbers():
+            about = {"what": _key(proposal), "worker": mine}
+            self._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=about))
+        return numbers()[0]
+
     def _end(self, number: int, scores: Scores | None = None) -> None:
         """With scores, or as failed; nothing where another worker has given it up before."""
         from optuna.exceptions import UpdateFinishedTrialError
@@ -104,14 +116,28 @@ class Shared:
 
         state = TrialState.FAIL if scores is None else TrialState.COMPLETE
         with contextlib.suppress(UpdateFinishedTrialError):
-            self._storage.set_trial_state_values(self._trial_id(number), state, scores)
+            self._waiting(lambda: self._storage.set_trial_state_values(self._trial_id(number), state, scores))
+
+    def _waiting(self, ask: Callable[[], Answer]) -> Answer:
+        """What a storage answers; one that is away is asked again, for `patience` seconds in all."""
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        until = time.monotonic() + self.patience
+        while True:
+            try:
+                return ask()
+            except (StorageInternalError, SQLAlchemyError):
+                if time.monotonic() > until:
+                    raise
+                time.sleep(min(1.0, self.patience / SIGNS))
 
     def _trial_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
 
     @contextlib.contextmanager
     def _giving_signs(self, number: int) -> Iterator[None]:
-        done, trial = threading.Event(), self._trial_id(number)
+        done, trial = threading.Event(), self._waiting(lambda: self._trial_id(number))
 
         def beat() -> None:
             sign = 0
