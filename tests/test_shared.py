@@ -60,6 +60,12 @@ def loss(configuration, fidelity=1.0):
     return searching.scores(configuration, fidelity)[0]
 
 
+def begun(folder):
+    """What the workers that put their notes there began to measure so far, in order."""
+    lines = (folder / "begun").read_text().splitlines() if (folder / "begun").exists() else []
+    return [json.loads(line) for line in lines]
+
+
 def backwards(measure, proposals):
     return [measure(proposal) for proposal in reversed(proposals)][::-1]
 
@@ -94,16 +100,12 @@ def test_killed_workers_leave_the_same_front(place, tmp_path):
         process.start()
         return process
 
-    def begun():
-        lines = (tmp_path / "begun").read_text().splitlines() if (tmp_path / "begun").exists() else []
-        return [json.loads(line) for line in lines]
-
     crew = [start() for _ in range(4)]
     while len(killed) < 6:
         time.sleep(rng.uniform(0.2, 0.5))
         chosen = int(rng.integers(4))
-        if len(killed) % 2 and begun():
-            chosen = next((place for place, each in enumerate(crew) if each.pid == begun()[-1]["pid"]), chosen)
+        if len(killed) % 2 and begun(tmp_path):
+            chosen = next((place for place, each in enumerate(crew) if each.pid == begun(tmp_path)[-1]["pid"]), chosen)
         if crew[chosen].is_alive():
             crew[chosen].kill()
             crew[chosen].join()
@@ -115,7 +117,7 @@ def test_killed_workers_leave_the_same_front(place, tmp_path):
     ended = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert len(ended) >= 4 and all(trials == alone for trials in ended)
     notes: dict[str, list] = {}
-    for note in begun():
+    for note in begun(tmp_path):
         notes.setdefault(note["what"], []).append(note)
     assert len(notes) == len(alone)
     for several in notes.values():  # nobody measures what another, who lives, is at or has done
@@ -192,7 +194,11 @@ def test_a_server_that_is_killed_and_comes_back_changes_nothing(server, tmp_path
     crew = [PROCESSES.Process(target=searching.work, args=(address, tmp_path, 0.1, 30.0)) for _ in range(2)]
     for process in crew:
         process.start()
-    for seconds in (1.5, 0.3, 0.7):
+    until = time.monotonic() + 60
+    while len({note["pid"] for note in begun(tmp_path)}) < 2:  # who joins while it is away would be told so
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    for seconds in (0.0, 0.3, 0.7):
         time.sleep(seconds)
         subprocess.run([POSTGRES / "down", folder, "immediate"], check=True, timeout=60)
         time.sleep(0.5)
