@@ -51,8 +51,8 @@ RUN_ENV = PATH="$$PWD/$(BIN):$$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLA
 
 # An environment, of a Python that is new enough: $(call new_venv,FOLDER)
 define new_venv
-@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	echo "Python 3.11 or later is needed; '$$PYTHON' is $$("$$PYTHON" --version 2>/dev/null || echo not there)."; \
+@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' 2>/dev/null || { \
+	echo "Python 3.11.5 or later is needed; '$$PYTHON' is $$("$$PYTHON" --version 2>/dev/null || echo not there)."; \
 	echo "Name another one with PYTHON=python3.11"; exit 1; }
 @test -x $(1)/bin/python || "$$PYTHON" -m venv $(1) || { \
 	echo "No virtual environment could be made; on Debian and Ubuntu: apt install python3-venv"; exit 1; }

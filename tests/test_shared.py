@@ -90,7 +90,8 @@ def test_how_much_is_proposed_together():
     assert sizes(lambda workers: searching.front(searching.scores, workers))[:4] == [8, 3, 8, 3]
 
 
-def test_killed_workers_leave_the_same_front(place, tmp_path):
+@pytest.mark.fault("SIGKILL to workers of one search")
+def test_killed_workers_leave_the_same_front(place, tmp_path, record_property):
     """Four workers; of six that are killed and replaced, every other one is the last that began to measure."""
     alone = json.loads(json.dumps(searching.front(searching.scores).trials))
     rng, killed = np.random.default_rng(0), {}
@@ -123,6 +124,7 @@ def test_killed_workers_leave_the_same_front(place, tmp_path):
     for several in notes.values():  # nobody measures what another, who lives, is at or has done
         assert all(killed[before["pid"]] < after["at"] for before, after in itertools.pairwise(several))
     assert len({several[-1]["pid"] for several in notes.values()}) > 2
+    record_property("attempts", len(killed))
 
 
 def test_what_a_dead_or_sleeping_worker_was_at_is_taken_up():
@@ -187,7 +189,8 @@ def test_a_database_that_goes_away_is_waited_for():
     assert storage.lost and len(storage._studies[0].trials) == 6  # nothing was begun twice
 
 
-def test_a_server_that_is_killed_and_comes_back_changes_nothing(server, tmp_path):
+@pytest.mark.fault("a database that goes away and comes back")
+def test_a_server_that_is_killed_and_comes_back_changes_nothing(server, tmp_path, record_property):
     """PostgreSQL, stopped three times without a word to its clients while two workers search."""
     folder, address = server
     alone = json.loads(json.dumps(searching.front(searching.scores).trials))
@@ -208,6 +211,7 @@ def test_a_server_that_is_killed_and_comes_back_changes_nothing(server, tmp_path
         assert process.exitcode == 0
     ended = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert ended == [alone, alone]
+    record_property("attempts", 3)
 
 
 def test_one_that_stays_away_is_told(monkeypatch):
