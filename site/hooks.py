@@ -67,7 +67,7 @@ def badge_words(address: str, alt: str) -> str:
     if urlsplit(address).hostname == "img.shields.io":
         label, message, _ = unquote(urlsplit(address).path).rpartition("/")[2].split("-")
         return f"{label} {message}"
-    return "Run in Binder" if alt == "Binder" else alt
+    return f"Run in {alt}" if alt in ("Binder", "Colab") else alt
 
 
 def on_github(docname: str, target: str) -> str | None:

@@ -12,6 +12,7 @@ import sys
 import tokenize
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -143,7 +144,38 @@ def test_pages_fold_what_sets_up_and_leave_out_what_shows_nothing(path: Path) ->
     (setup,) = [cell for cell in cells(path) if ".check(globals())" in cell.source]
     assert "hide-input" in setup.metadata.get("tags", [])
     assert tagged(path, "parameters")[0] not in tagged(path, "hide-input")
-    assert tagged(path, "remove-cell") == cells(path)[-1:] and not cells(path)[-1].outputs
+    first, last = tagged(path, "remove-cell")
+    assert [first, last] == [cells(path)[0], cells(path)[-1]] and not first.outputs and not last.outputs
+
+
+@each
+def test_it_can_be_opened_in_binder_and_in_colab(path: Path) -> None:
+    head = cells(path, "markdown")[0].source
+    assert f"/rules-to-ranks/rules-to-ranks/HEAD?labpath=notebooks/{path.name})" in head
+    assert f"//colab.research.google.com/github/rules-to-ranks/rules-to-ranks/blob/main/notebooks/{path.name})" in head
+    assert cells(path)[0].source == cells(PATHS[0])[0].source
+
+
+@pytest.mark.parametrize("where", ["Colab", "Colab, once more", "Binder"])
+def test_on_colab_the_project_is_fetched_and_nothing_happens_elsewhere(where: str, tmp_path: Path, monkeypatch) -> None:
+    """What the cell does with the names that Colab has, and with commands that are only noted."""
+    commands: list[str] = []
+    home = tmp_path / "rules-to-ranks"
+    for folder in ("notebooks", "lib/rules2ranks"):
+        (home / folder).mkdir(parents=True)
+    begin = home / "notebooks" if where == "Colab, once more" else tmp_path
+    monkeypatch.chdir(begin)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    if where != "Binder":
+        monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    source = cells(PATHS[0])[0].source
+    exec(source, {"get_ipython": lambda: SimpleNamespace(system=commands.append)})
+    if where == "Colab":
+        clone = "git clone -q https://github.com/rules-to-ranks/rules-to-ranks"
+        assert commands == [clone, "pip install -q -e rules-to-ranks"]
+        assert Path.cwd() == home / "notebooks" and sys.path[0] == str(home / "lib")
+    else:
+        assert not commands and Path.cwd() == begin and str(home / "lib") not in sys.path
 
 
 @each
