@@ -8,12 +8,15 @@ import scipy.optimize
 import scipy.sparse
 import scipy.stats  # noqa: F401
 from sphinx.ext.autodoc.mock import _MockObject
+from sphinx.util.inspect import TypeAliasForwardRef
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "lib")]
 
 # Annotations such as `Tensor | None` are evaluated on import; Sphinx's mocks do not know the bar.
 _MockObject.__or__ = _MockObject.__ror__ = lambda self, other: object
+# A name of `autodoc_type_aliases` beside a bar would be shown as a call of this class.
+TypeAliasForwardRef.__repr__ = lambda self: self.name
 
 project = "Rules to Ranks"
 author = "The Rules to Ranks authors"

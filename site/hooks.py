@@ -151,13 +151,15 @@ def told(thing: object, lines: list[str]) -> None:
 
 def as_rst(what: str, lines: list[str]) -> None:
     """Turn a docstring, written to be read as it is, into what docutils understands; in place, as autodoc wants it."""
-    text = []
+    text, literal = [], False
     for line in lines:
         table = line.startswith("|")
-        if table and not (text and text[-1].startswith(" ")):
+        code = what == "module" and line.startswith("    ") and (literal or not text[-1])
+        if (table or code) and not literal and not "".join(text).endswith("::"):
             text += ["::", ""]
+        literal = table or code
         if not line.startswith("Alias for field number"):  # Python's own words on a named tuple
-            text.append(f"    {line}" if table else escaped(line))
+            text.append(line if code else f"    {line}" if table else escaped(line))
     # Of a constant the words before a colon would be taken for its type.
     for style in () if what in ("attribute", "data", "property") else (NumpyDocstring, GoogleDocstring):
         text = style(text, SECTIONS, what=what).lines()
