@@ -6,6 +6,7 @@ Called by `site/check`, in the environment that `make site` makes.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,9 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "lib"))
+sys.path[:0] = [str(HERE), str(HERE.parent / "lib")]
 
+import tabling  # noqa: E402
 from rules2ranks import automata  # noqa: E402
 
 WIDE, NARROW = 1200, 390
@@ -123,9 +125,13 @@ def test_no_page_fails_asks_another_host_or_scrolls_sideways(site: Path, page: P
         page.set_viewport_size({"width": WIDE, "height": 800})
         page.goto(path.as_uri())
         wrong += [(name, f"broken picture {source}") for source in page.evaluate(BROKEN)]
+        wrong += [
+            (name, f"{lines} sticks out") for lines in page.evaluate(CUT) if name.startswith(("notebooks/", "docs/"))
+        ]
         for width in (WIDE, NARROW):
             page.set_viewport_size({"width": width, "height": 800})
             wrong += [(name, f"{over} at {width}") for over in page.evaluate(SIDEWAYS)]
+        wrong += [(name, what) for what in page.evaluate(ASKEW) + page.evaluate(TINY)]
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong)
 
 
@@ -133,6 +139,36 @@ BROKEN = "[...document.images].filter(image => image.complete && !image.naturalW
 # The theme lets the text's column scroll in narrow windows, so that the page as a whole never does.
 SIDEWAYS = """[document.documentElement, document.querySelector(".content")]
     .filter(box => box.scrollWidth > box.clientWidth).map(box => `${box.tagName} is ${box.scrollWidth} wide`)"""
+
+CUT = """[...document.querySelectorAll("article pre")]
+    .filter(box => box.scrollWidth > box.clientWidth).map(box => box.textContent.slice(0, 60))"""
+# Numbers stand to the right and words to the left, and the head of a column where the column does.
+ASKEW = """[...document.querySelectorAll("article table :is(td, th):is(.numbers, .words, .text, .long)")]
+    .filter(cell => (getComputedStyle(cell).textAlign === "right") !== cell.matches("td.numbers, thead .numbers"))
+    .map(cell => `"${cell.textContent.trim()}" of a table stands on the wrong side`)"""
+# In the narrow window, in which the page is by then.
+TINY = """[...document.querySelectorAll("article :is(.cell_output, p) img:not(.cells)")]
+    .filter(image => image.clientWidth < 34 * 16).map(image => `picture of ${image.clientWidth} pixels`)"""
+
+
+def test_tables_have_one_line_of_heads_where_one_is_enough(site: Path) -> None:
+    text = (site / "notebooks" / "22_edge_of_chaos.html").read_text(encoding="utf-8")
+    heads = [re.findall(r"<th[^>]*>([^<]*)</th>", head) for head in re.findall(r"<thead>.*?</thead>", text, re.DOTALL)]
+    assert ["task", "measure", "all rules", "complex", "simple", "given how learnt"] in heads
+    assert ["question", "paper", "here", "reading"] in heads
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (["0.63 [0.44, 0.76]", "−0.12 (p = 0.01)", "", "not run", "∞"], "numbers"),
+        (["holds", "undecided", "3"], "words"),
+        (["1", "how many phrases have not been there before?"], "text"),
+        (["0.72", "loss " * 20], "long"),
+    ],
+)
+def test_a_column_is_set_by_what_it_holds(column: list[str], kind: str) -> None:
+    assert tabling.kind(column) == kind
 
 
 def test_a_picture_is_told_in_the_words_of_the_cell_that_draws_it(site: Path) -> None:

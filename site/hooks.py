@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 import posixpath
 import re
@@ -16,6 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config, GoogleDocstring, NumpyDocstring
 from sphinx.writers.html5 import HTML5Translator
 
+import tabling
 from rules2ranks.__main__ import in_words
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -25,6 +27,9 @@ SECTIONS = Config(napoleon_use_rtype=False, napoleon_custom_sections=[("Fields",
 
 #: A constant's value, or a default, of more characters says less than its name.
 LONGEST = 80
+
+#: A picture of more pixels across has several panels beside each other: see `site.css`.
+WIDE = 1000
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -50,6 +55,8 @@ def reword(doctree: nodes.document, docname: str) -> None:
             image.replace_self(words)
         elif not image.get("alt"):
             image["alt"] = f"Figure in “{section_title(image)}”"
+    for table in doctree.findall(nodes.table):
+        tabling.of_docutils(table)
     for name in doctree.findall(desc_signature):
         if isinstance(name.parent.parent, desc_content):  # what a class holds is not in the list beside the page
             name["_toc_name"] = ""
@@ -95,20 +102,30 @@ def mathml(writer: HTML5Translator, node: nodes.math | nodes.math_block) -> None
 
 
 def read(text: str) -> nbformat.NotebookNode:
-    """A notebook whose pictures have words."""
+    """A notebook whose pictures have words, and whose tables are set by what their columns hold."""
     notebook = nbformat.reads(text, as_version=4)
     for cell in notebook.cells:
         if picture := described(cell):
             cell.metadata["mystnb"] = {"image": picture}
+        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+            if "text/html" in data:
+                data["text/html"] = tabling.of_pandas(data["text/html"])
     return notebook
 
 
 def described(cell: nbformat.NotebookNode) -> dict[str, str]:
     """What a picture shows, in the words of the cell that draws it, and how wide it is meant to be."""
     told = {"alt": cell.metadata["alt"]} if "alt" in cell.metadata else {}
-    sizes = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
-    wide = {f"{size['width']}px" for size in sizes if "width" in size}
-    return told | ({"width": wide.pop()} if len(wide) == 1 else {})
+    pictures = [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    meant = {output.get("metadata", {}).get("image/png", {}).get("width") for output in pictures} - {None}
+    if max([*meant, *(0 if meant else pixels(output.data["image/png"]) for output in pictures)], default=0) > WIDE:
+        told["classes"] = "wide"
+    return told | ({"width": f"{meant.pop()}px"} if len(meant) == 1 else {})
+
+
+def pixels(picture: str) -> int:
+    """The width of a PNG, which stands in its first lines."""
+    return int.from_bytes(base64.b64decode(picture[:64])[16:20], "big")
 
 
 # --- docstrings -------------------------------------------------------------------------------------------------
