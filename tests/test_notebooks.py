@@ -104,7 +104,9 @@ def test_it_was_run_from_top_to_bottom_and_shows_its_outputs(path: Path) -> None
     # nbval compares nothing in a cell without a count: a notebook of such cells would pass whatever it shows.
     assert [cell.execution_count for cell in cells(path)] == list(range(1, len(cells(path)) + 1))
     assert outputs(path)
-    assert any("image/png" in output.get("data", {}) for output in outputs(path)), "no figure is shown"
+    drawn = [output for output in outputs(path) if "image/png" in output.get("data", {})]
+    assert drawn, "no figure is shown"
+    assert all("width" in output.metadata.get("image/png", {}) for output in drawn), "not at twice the resolution"
 
 
 @each
