@@ -34,32 +34,29 @@ def simulate(
 ) -> Bits | Words:
     """Evolve every state of a batch under one rule and return the recorded rows.
 
-    Parameters
-    ----------
-    rule: Wolfram number, 0 to 255.
-    states: ``(..., W)`` zeros and ones, W >= 1; the leading axes are the batch.
-    steps: rows recorded after the first one, >= 0.
-    boundary: what the cells beyond the edge are: ``periodic`` (a ring), ``fixed0``, ``fixed1``, or ``symmetric``
-        (a mirror: each edge cell sees itself, as in NumPy's padding of that name).
-    burn_in: updates made before the first recorded row, >= 0.
-    every: updates from one recorded row to the next, >= 1.
-    last: keep only the last of these rows, and drop the axis T.
-    packed: ``None`` for a byte a cell, ``"batch"`` for a bit each of 64 automata in a word, ``"width"`` for 64
-        neighbouring cells in a word; `unpack` turns either into bytes. An eighth of the memory for whole words, and
-        many times as fast.
-    out: where to write the result, C-contiguous and of exactly its shape and dtype; best at a multiple of 64 bytes.
+    Args:
+        rule: Wolfram number, 0 to 255.
+        states: ``(..., W)`` zeros and ones, W >= 1; the leading axes are the batch.
+        steps: rows recorded after the first one, >= 0.
+        boundary: what the cells beyond the edge are: ``periodic`` (a ring), ``fixed0``, ``fixed1``, or ``symmetric``
+            (a mirror: each edge cell sees itself, as in NumPy's padding of that name).
+        burn_in: updates made before the first recorded row, >= 0.
+        every: updates from one recorded row to the next, >= 1.
+        last: keep only the last of these rows, and drop the axis T.
+        packed: ``None`` for a byte a cell, ``"batch"`` for a bit each of 64 automata in a word, ``"width"`` for 64
+            neighbouring cells in a word; `unpack` turns either into bytes. An eighth of the memory for whole words, and
+            many times as fast.
+        out: where to write the result, C-contiguous and of exactly its shape and dtype; best at a multiple of 64 bytes.
 
-    Returns
-    -------
-    ``(..., T, W)`` uint8 with T = steps + 1: row ``t`` is the state after ``burn_in + t * every`` updates, so that
-    without burn-in row 0 is the given state. Packed, uint64: ``(T, W, ceil(B / 64))`` for B states in all
-    (``"batch"``), or ``(..., T, ceil(W / 64))`` (``"width"``). With ``last`` the same without T. It is ``out``, if
-    that is given.
+    Returns:
+        ``(..., T, W)`` uint8 with T = steps + 1: row ``t`` is the state after ``burn_in + t * every`` updates, so that
+        without burn-in row 0 is the given state. Packed, uint64: ``(T, W, ceil(B / 64))`` for B states in all
+        (``"batch"``), or ``(..., T, ceil(W / 64))`` (``"width"``). With ``last`` the same without T. It is ``out``, if
+        that is given.
 
-    Raises
-    ------
-    ValueError: an argument outside its range, a boundary or packing that does not exist, states other than 0 and 1,
-        an ``out`` that does not fit.
+    Raises:
+        ValueError: an argument outside its range, a boundary or packing that does not exist, states other than 0 and 1,
+            an ``out`` that does not fit.
     """
     rule = integer("rule", rule, 0, 255)
     steps = integer("steps", steps, 0)
