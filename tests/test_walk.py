@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -209,7 +210,10 @@ def walking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subproc
     monkeypatch.setenv("RULES2RANKS_RUNS", str(tmp_path))
     monkeypatch.setenv("MAKELEVEL", "1")
     command = shlex.join([sys.executable, str(REPOSITORY / "workflow" / "reproduce.py"), "fast", "2"]) + "; exit $?"
-    with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as bash:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # Tests started by nohup hand on that SIGHUP is ignored, and then a walk outlives who started it, as it should.
+    hears = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+    with subprocess.Popen(["bash", "-c", command], preexec_fn=hears, **pipes) as bash:
         kernel = psutil.Process(int(bash.stdout.readline()))
         yield bash
         bash.kill()
