@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import inspect
 import posixpath
 import re
@@ -117,15 +116,10 @@ def described(cell: nbformat.NotebookNode) -> dict[str, str]:
     """What a picture shows, in the words of the cell that draws it, and how wide it is meant to be."""
     told = {"alt": cell.metadata["alt"]} if "alt" in cell.metadata else {}
     pictures = [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
-    meant = {output.get("metadata", {}).get("image/png", {}).get("width") for output in pictures} - {None}
-    if max([*meant, *(0 if meant else pixels(output.data["image/png"]) for output in pictures)], default=0) > WIDE:
+    meant = {output.metadata["image/png"]["width"] for output in pictures}
+    if max(meant, default=0) > WIDE:
         told["classes"] = "wide"
     return told | ({"width": f"{meant.pop()}px"} if len(meant) == 1 else {})
-
-
-def pixels(picture: str) -> int:
-    """The width of a PNG, which stands in its first lines."""
-    return int.from_bytes(base64.b64decode(picture[:64])[16:20], "big")
 
 
 # --- docstrings -------------------------------------------------------------------------------------------------
